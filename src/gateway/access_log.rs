@@ -12,7 +12,6 @@ use std::time::Duration;
 use http::header::USER_AGENT;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
-use tracing::info;
 
 use super::response::X_REQUEST_ID;
 use crate::auth::Identity;
@@ -20,8 +19,8 @@ use crate::clock;
 use crate::core::coalescer::Cost;
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::query::WaitQuery;
-use crate::protocol::peer::address_text;
 use crate::protocol::request::{Peer, RequestCtx, RequestId};
+use crate::telemetry::log::{RequestLine, log_request};
 use crate::telemetry::metrics::{self, EndpointLabel, Metrics, RouteLabel};
 
 /// The way in which a request was answered.
@@ -155,35 +154,26 @@ impl Drop for AccessLog {
             self.metrics.rejections.record(status, rejection);
         }
         self.metrics.members.finish(self.member.as_deref(), outcome.is_saved(), rejection.is_some());
-        let (peer, peer_address) = (self.ctx.forwarded.peer(), self.ctx.forwarded.peer().address());
-        // Mostly the peer's address, which is then formatted once.
-        let client = self.ctx.forwarded.client_ip().map(|ip| match peer.ip() == Some(ip) {
-            true => Cow::Borrowed(&*peer_address),
-            false => Cow::Owned(address_text(ip)),
+        log_request(&RequestLine {
+            method: Some(self.method.as_str()),
+            path: Some(&self.path),
+            status: self.status,
+            body_size: self.body_size,
+            seconds: Some(took.as_secs_f64()),
+            outcome: outcome.into_str(),
+            reason: self.disposition.reason(),
+            route: self.metrics.requests.route_name(self.route),
+            jobs: self.jobs.as_deref(),
+            member: self.member.as_deref(),
+            key: self.key,
+            client: self.ctx.forwarded.client_ip(),
+            foreign_host: self.foreign_host.as_deref(),
+            peer: self.ctx.forwarded.peer(),
+            version: Some(version_number(self.version)),
+            user_agent: self.user_agent.as_deref(),
+            id: self.ctx.id.as_str(),
+            upstream_id: self.upstream_id.as_deref(),
         });
-        // As strings, so that both log formats quote and escape them.
-        info!(
-            http.request.method = self.method.as_str(),
-            url.path = &*self.path,
-            http.response.status_code = self.status,
-            http.response.body.size = self.body_size,
-            http.server.request.duration = took.as_secs_f64(),
-            clipgate.outcome = outcome.into_str(),
-            clipgate.reason = self.disposition.reason(),
-            clipgate.route = self.metrics.requests.route_name(self.route),
-            clipgate.jobs = self.jobs.as_deref(),
-            clipgate.member = self.member.as_deref(),
-            clipgate.key = self.key.as_ref().map(KeyDomain::short),
-            client.address = client.as_deref(),
-            server.address = self.foreign_host.as_deref(),
-            network.peer.address = &*peer_address,
-            network.peer.port = peer.port(),
-            network.protocol.version = version_number(self.version),
-            user_agent.original = self.user_agent.as_deref(),
-            clipgate.request_id = self.ctx.id.as_str(),
-            clipgate.upstream_request_id = self.upstream_id,
-            "request"
-        );
     }
 }
 
@@ -199,15 +189,8 @@ pub(crate) fn log_malformed_head(
     metrics.requests.finish(EndpointLabel::Other, outcome, Duration::ZERO);
     metrics.rejections.record(status.as_u16(), Some(reason));
     metrics.members.finish(None, false, true);
-    info!(
-        http.response.status_code = status.as_u16(),
-        clipgate.outcome = outcome.into_str(),
-        clipgate.reason = reason,
-        network.peer.address = &*peer.address(),
-        network.peer.port = peer.port(),
-        clipgate.request_id = id.as_str(),
-        "request"
-    );
+    let (outcome, id) = (outcome.into_str(), id.as_str());
+    log_request(&RequestLine::malformed(status.as_u16(), outcome, reason, peer, id));
 }
 
 /// Joins the ids in sorted order.

@@ -21,7 +21,9 @@ use super::writer::LogWriter;
 use crate::config::LogFormat;
 use crate::printable;
 
-/// Layer of `tracing_subscriber` that writes each event as one line.
+/// Layer of `tracing_subscriber` that writes each event as one line. Lines of requests do not pass `tracing`, which
+/// costs a visitor a field.
+#[derive(Clone, Debug)]
 pub(super) struct LineLayer {
     pub(super) writer: LogWriter,
     pub(super) format: LogFormat,
@@ -35,9 +37,6 @@ thread_local! {
     /// Unix time of the last line and its text.
     static SECOND: Cell<(u64, [u8; SECOND_LEN])> = const { Cell::new((0, *b"1970-01-01T00:00:00")) };
 }
-
-/// Module that writes the line of a request. Text has a short form of these lines.
-const REQUEST_TARGET: &str = "clipgate::gateway::access_log";
 
 /// Largest capacity that a thread's buffer keeps between two lines, in bytes.
 const KEPT_CAPACITY: usize = 16 << 10;
@@ -63,7 +62,22 @@ impl<S: Subscriber> Layer<S> for LineLayer {
 }
 
 impl LineLayer {
-    fn write_text(&self, event: &Event<'_>, line: &mut Vec<u8>) {
+    /// Writes the line of a request.
+    pub(super) fn write_request(&self, request: &RequestLine<'_>) {
+        self.writer.append(|line| match self.format {
+            LogFormat::Text => {
+                self.put_text_time(line);
+                request.write_text(line, self.is_colored);
+            }
+            LogFormat::Json => {
+                put(line, "{\"timestamp\":\"");
+                put_time(line, SystemTime::now());
+                request.write_json(line);
+            }
+        });
+    }
+
+    fn put_text_time(&self, line: &mut Vec<u8>) {
         let (faint, reset) = if self.is_colored { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
         put(line, faint);
         match &self.zone {
@@ -72,13 +86,11 @@ impl LineLayer {
         }
         put(line, reset);
         put(line, " ");
-        if event.metadata().target() == REQUEST_TARGET {
-            let mut request = RequestLine::default();
-            event.record(&mut request);
-            request.write(line, self.is_colored);
-        } else {
-            write_fields(event, self.is_colored, line);
-        }
+    }
+
+    fn write_text(&self, event: &Event<'_>, line: &mut Vec<u8>) {
+        self.put_text_time(line);
+        write_fields(event, self.is_colored, line);
         line.push(b'\n');
     }
 }
@@ -174,7 +186,17 @@ fn text_of_second(since: Duration) -> [u8; SECOND_LEN] {
 /// Length of a time up to its seconds.
 const SECOND_LEN: usize = "1970-01-01T00:00:00".len();
 
-fn put_json(line: &mut Vec<u8>, text: &str) {
+pub(super) fn put_json(line: &mut Vec<u8>, text: &str) {
+    // Reads all bytes without a branch for each: most values need no escape.
+    if text
+        .bytes()
+        .fold(true, |all, byte| all & (matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\')))
+    {
+        line.push(b'"');
+        put(line, text);
+        line.push(b'"');
+        return;
+    }
     let from = line.len();
     serde_json::to_writer(&mut *line, text).expect("writing a string to memory cannot fail");
     escape_from(line, from, printable::escape_json);
@@ -192,6 +214,11 @@ pub(super) fn escape_from(line: &mut Vec<u8>, from: usize, escape: fn(&str) -> C
         line.truncate(from);
         line.extend_from_slice(escaped.as_bytes());
     }
+}
+
+pub(super) fn put_float(line: &mut Vec<u8>, value: f64) {
+    // Writing to memory cannot fail.
+    let _ = serde_json::to_writer(&mut *line, &value);
 }
 
 pub(super) fn put_integer(line: &mut Vec<u8>, integer: impl itoa::Integer) {
@@ -262,7 +289,7 @@ impl Visit for TextVisitor<'_> {
 
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.begin(field);
-        let _ = serde_json::to_writer(&mut *self.line, &value);
+        put_float(self.line, value);
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
@@ -308,7 +335,7 @@ impl Visit for JsonVisitor<'_> {
 
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.begin(field);
-        let _ = serde_json::to_writer(&mut *self.line, &value);
+        put_float(self.line, value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {

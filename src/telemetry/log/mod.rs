@@ -3,11 +3,13 @@
 //! Lines of other crates are logged at `warn` and above only. The fields are those of docs/observability.md.
 
 mod format;
+mod merge;
 mod request_line;
 mod writer;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal as _};
+use std::sync::OnceLock;
 
 use jiff::tz::TimeZone;
 use prometheus_client::metrics::counter::Counter;
@@ -17,6 +19,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use self::format::LineLayer;
+use self::request_line::REQUEST_TARGET;
+pub(crate) use self::request_line::RequestLine;
 use self::writer::{FlushGuard, LogWriter};
 use crate::config::LogConfig;
 
@@ -80,13 +84,28 @@ pub fn init(log: &LogConfig) -> Result<Handle, TelemetryError> {
     let (writer, flusher) = LogWriter::start(io::stderr(), is_terminal).map_err(TelemetryError::Thread)?;
     let dropped = writer.dropped().clone();
     let is_colored = is_terminal && !no_color;
+    let zone = is_terminal.then(TimeZone::system);
+    let lines = LineLayer { writer, format: log.format, is_colored, zone };
     tracing_subscriber::registry()
         .with(filter)
-        .with(LineLayer { writer, format: log.format, is_colored, zone: is_terminal.then(TimeZone::system) })
+        .with(lines.clone())
         .try_init()
         .map_err(TelemetryError::AlreadyStarted)?;
+    LINES.get_or_init(|| lines);
     report_panics_in_log();
     Ok(Handle { filter: (!is_fixed).then_some(handle), dropped, _flusher: flusher })
+}
+
+/// The format and the buffers of the running log, for the lines of requests.
+static LINES: OnceLock<LineLayer> = OnceLock::new();
+
+/// Writes the line of a request, unless the level or `RUST_LOG` leaves it out.
+pub(crate) fn log_request(request: &RequestLine<'_>) {
+    if let Some(lines) = LINES.get()
+        && tracing::enabled!(target: REQUEST_TARGET, Level::INFO)
+    {
+        lines.write_request(request);
+    }
 }
 
 /// Writes panics to the log. The default message goes straight to stderr and would block the data path if no process
@@ -118,6 +137,8 @@ mod tests {
 
     use super::*;
     use crate::config::LogFormat;
+    use crate::core::job::KeyDomain;
+    use crate::protocol::peer::Peer;
 
     #[derive(Clone, Default)]
     struct Capture(Arc<Mutex<Vec<u8>>>);
@@ -168,6 +189,62 @@ mod tests {
         assert_eq!(lines[0]["level"], "INFO");
         assert_eq!(lines[0]["target"], "clipgate::hub");
         assert_eq!(lines[1]["odd"], "two\nlines");
+    }
+
+    #[test]
+    fn the_json_line_of_a_request_has_the_bytes_of_an_event_with_its_fields() {
+        let odd = "a\"\\\n\u{9b}\u{202e}né";
+        let peer = Peer::Tcp(([192, 0, 2, 1], 8).into());
+        let key = KeyDomain([0xab; 16]);
+        let full = RequestLine {
+            method: Some("GET"),
+            path: Some(odd),
+            body_size: Some(u64::MAX),
+            seconds: Some(0.000_123_4),
+            route: Some("jobs"),
+            jobs: Some(odd),
+            member: Some("ann"),
+            key: Some(key),
+            client: Some([192, 0, 2, 7].into()),
+            foreign_host: Some(odd),
+            version: Some("1.1"),
+            user_agent: Some(odd),
+            upstream_id: Some("u1"),
+            ..RequestLine::malformed(200, "hit", "reached", peer, "r1")
+        };
+        let without =
+            RequestLine { status: None, ..RequestLine::malformed(400, "hit", "x", Peer::Unix, odd) };
+        for line in [full, without] {
+            let event = written(LogFormat::Json, Level::INFO, |_| {
+                info!(
+                    target: REQUEST_TARGET,
+                    {http.request.method = line.method,
+                    url.path = line.path,
+                    http.response.status_code = line.status,
+                    http.response.body.size = line.body_size,
+                    http.server.request.duration = line.seconds,
+                    clipgate.outcome = line.outcome,
+                    clipgate.reason = line.reason,
+                    clipgate.route = line.route,
+                    clipgate.jobs = line.jobs,
+                    clipgate.member = line.member,
+                    clipgate.key = line.key.as_ref().map(KeyDomain::short),
+                    client.address = line.client.map(|ip| ip.to_string()),
+                    server.address = line.foreign_host,
+                    network.peer.address = &*line.peer.address(),
+                    network.peer.port = line.peer.port(),
+                    network.protocol.version = line.version,
+                    user_agent.original = line.user_agent,
+                    clipgate.request_id = line.id,
+                    clipgate.upstream_request_id = line.upstream_id},
+                    "request"
+                );
+            });
+            let mut bytes = Vec::new();
+            line.write_json(&mut bytes);
+            let (_, event) = event.split_once("Z\",").unwrap();
+            assert_eq!(format!("\",{event}"), String::from_utf8(bytes).unwrap());
+        }
     }
 
     #[test]

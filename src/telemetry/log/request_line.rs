@@ -1,36 +1,78 @@
-//! Short line of a request, for people: `200 GET …/clip 3.18s coalesced alice`.
+//! Line of a request. JSON has all its fields, text the short form for people: `200 GET …/clip 3.18s coalesced alice`.
 //!
-//! JSON has all fields of a request. Text has those that a reader looks at first; the id of a request follows an error,
-//! because error bodies have it too.
+//! Text has the fields that a reader looks at first; the id of a request follows an error, because error bodies have it
+//! too. Field names of JSON are those of docs/observability.md.
 
-use std::fmt;
+use std::borrow::Cow;
 use std::io::Write as _;
+use std::net::IpAddr;
 
-use tracing::field::{Field, Visit};
-
-use super::format::{escape_from, put, put_integer};
+use super::format::{escape_from, put, put_float, put_integer, put_json};
+use crate::core::job::KeyDomain;
 use crate::printable;
+use crate::protocol::peer::{Peer, address_text};
 
-/// Fields of the line. Texts are copied into one small buffer each: a visitor may not keep the borrowed values.
-#[derive(Default)]
-pub(super) struct RequestLine {
-    status: Option<u64>,
-    seconds: Option<f64>,
-    method: FieldText<16>,
-    path: FieldText<MAX_PATH>,
-    outcome: FieldText<16>,
-    reason: FieldText<32>,
-    member: FieldText<64>,
-    client: FieldText<48>,
-    id: FieldText<128>,
+/// Target of the lines of requests: the module that writes them. A filter in `RUST_LOG` can name it.
+pub(super) const REQUEST_TARGET: &str = "clipgate::gateway::access_log";
+
+/// Fields of the line. Fields without a value are left out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestLine<'a> {
+    pub(crate) method: Option<&'a str>,
+    pub(crate) path: Option<&'a str>,
+    /// `None`: the client disconnected before its response.
+    pub(crate) status: Option<u16>,
+    pub(crate) body_size: Option<u64>,
+    pub(crate) seconds: Option<f64>,
+    pub(crate) outcome: &'a str,
+    pub(crate) reason: Option<&'a str>,
+    pub(crate) route: Option<&'a str>,
+    pub(crate) jobs: Option<&'a str>,
+    pub(crate) member: Option<&'a str>,
+    pub(crate) key: Option<KeyDomain>,
+    pub(crate) client: Option<IpAddr>,
+    /// The host name for which the request is rejected.
+    pub(crate) foreign_host: Option<&'a str>,
+    pub(crate) peer: Peer,
+    pub(crate) version: Option<&'a str>,
+    pub(crate) user_agent: Option<&'a str>,
+    pub(crate) id: &'a str,
+    pub(crate) upstream_id: Option<&'a str>,
 }
 
-/// Longest path of a line, in bytes; a longer one loses its beginning.
+/// Longest path of a text line, in bytes; a longer one loses its beginning.
 const MAX_PATH: usize = 24;
 
-impl RequestLine {
-    /// Writes the line after its time. A disconnected client has no status.
-    pub(super) fn write(&self, line: &mut Vec<u8>, is_colored: bool) {
+/// Longest id of a request in a text line, in bytes.
+const MAX_ID: usize = 128;
+
+impl<'a> RequestLine<'a> {
+    /// Returns the line of a request of which only this much is known: its head is malformed.
+    pub(crate) fn malformed(status: u16, outcome: &'a str, reason: &'a str, peer: Peer, id: &'a str) -> Self {
+        Self {
+            method: None,
+            path: None,
+            status: Some(status),
+            body_size: None,
+            seconds: None,
+            outcome,
+            reason: Some(reason),
+            route: None,
+            jobs: None,
+            member: None,
+            key: None,
+            client: None,
+            foreign_host: None,
+            peer,
+            version: None,
+            user_agent: None,
+            id,
+            upstream_id: None,
+        }
+    }
+
+    /// Writes the text line after its time. A disconnected client has no status.
+    pub(super) fn write_text(&self, line: &mut Vec<u8>, is_colored: bool) {
         let is_error = self.status.is_some_and(|status| status >= 400);
         let color = match self.status {
             Some(500..) => "\x1b[31m",
@@ -46,111 +88,105 @@ impl RequestLine {
         }
         put(line, reset);
         let from = line.len();
-        self.method.put(line, " ");
-        self.path.put(line, if self.path.is_cut { " \u{2026}" } else { " " });
+        put_after(line, " ", start_of(self.method.unwrap_or_default(), 16));
+        let (path, is_cut) = end_of(self.path.unwrap_or_default());
+        put_after(line, if is_cut { " \u{2026}" } else { " " }, path);
         if let Some(seconds) = self.seconds {
             put(line, " ");
             put_duration(line, seconds);
         }
-        self.outcome.put(line, " ");
+        put_after(line, " ", start_of(self.outcome, 16));
         // Most waits reach their goal.
-        if self.reason.as_bytes() != b"reached" {
-            self.reason.put(line, " ");
+        if let Some(reason) = self.reason.filter(|reason| *reason != "reached") {
+            put_after(line, " ", start_of(reason, 32));
         }
-        match self.member.is_empty() {
-            true if is_error => self.client.put(line, " "),
-            true => {}
-            false => self.member.put(line, " "),
+        match self.member {
+            Some(member) if !member.is_empty() => put_after(line, " ", start_of(member, 64)),
+            Some(_) | None if is_error => {
+                put(line, " ");
+                put(line, &self.client.map_or_else(|| self.peer.address(), |ip| address_text(ip).into()));
+            }
+            Some(_) | None => {}
         }
         escape_from(line, from, printable::escape);
         if is_error {
             put(line, faint);
             let from = line.len();
-            self.id.put(line, " id=");
+            put_after(line, " id=", start_of(self.id, MAX_ID));
             escape_from(line, from, printable::escape);
             put(line, reset);
         }
+        line.push(b'\n');
+    }
+
+    /// Writes the JSON line after its time.
+    pub(super) fn write_json(&self, line: &mut Vec<u8>) {
+        put(line, "\",\"level\":\"INFO\",\"message\":\"request\"");
+        put_text(line, ",\"http.request.method\":", self.method);
+        put_text(line, ",\"url.path\":", self.path);
+        put_number(line, ",\"http.response.status_code\":", self.status.map(u64::from));
+        put_number(line, ",\"http.response.body.size\":", self.body_size);
+        if let Some(seconds) = self.seconds {
+            put(line, ",\"http.server.request.duration\":");
+            put_float(line, seconds);
+        }
+        put_text(line, ",\"clipgate.outcome\":", Some(self.outcome));
+        put_text(line, ",\"clipgate.reason\":", self.reason);
+        put_text(line, ",\"clipgate.route\":", self.route);
+        put_text(line, ",\"clipgate.jobs\":", self.jobs);
+        put_text(line, ",\"clipgate.member\":", self.member);
+        put_text(line, ",\"clipgate.key\":", self.key.map(|key| key.short()).as_deref());
+        let peer = self.peer.address();
+        // Mostly the peer's address, which is then formatted once.
+        let client = self.client.map(|ip| match self.peer.ip() == Some(ip) {
+            true => Cow::Borrowed(&*peer),
+            false => Cow::Owned(address_text(ip)),
+        });
+        put_text(line, ",\"client.address\":", client.as_deref());
+        put_text(line, ",\"server.address\":", self.foreign_host);
+        put_text(line, ",\"network.peer.address\":", Some(&peer));
+        put_number(line, ",\"network.peer.port\":", self.peer.port().map(u64::from));
+        put_text(line, ",\"network.protocol.version\":", self.version);
+        put_text(line, ",\"user_agent.original\":", self.user_agent);
+        put_text(line, ",\"clipgate.request_id\":", Some(self.id));
+        put_text(line, ",\"clipgate.upstream_request_id\":", self.upstream_id);
+        put_text(line, ",\"target\":", Some(REQUEST_TARGET));
+        put(line, "}\n");
     }
 }
 
-impl Visit for RequestLine {
-    fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        if field.name() == "http.response.status_code" {
-            self.status = Some(value);
-        }
-    }
-
-    fn record_f64(&mut self, field: &Field, value: f64) {
-        if field.name() == "http.server.request.duration" {
-            self.seconds = Some(value);
-        }
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        match field.name() {
-            "http.request.method" => self.method.set_start(value),
-            "url.path" => self.path.set_end(value),
-            "clipgate.outcome" => self.outcome.set_start(value),
-            "clipgate.reason" => self.reason.set_start(value),
-            "clipgate.member" => self.member.set_start(value),
-            "client.address" => self.client.set_start(value),
-            // Of a request with a malformed head.
-            "network.peer.address" if self.client.is_empty() => self.client.set_start(value),
-            "clipgate.request_id" => self.id.set_start(value),
-            _ => {}
-        }
+fn put_text(line: &mut Vec<u8>, name: &str, value: Option<&str>) {
+    if let Some(value) = value {
+        put(line, name);
+        put_json(line, value);
     }
 }
 
-/// Text of a field, without an allocation.
-struct FieldText<const N: usize> {
-    bytes: [u8; N],
-    len: usize,
-    is_cut: bool,
-}
-
-impl<const N: usize> Default for FieldText<N> {
-    fn default() -> Self {
-        Self { bytes: [0; N], len: 0, is_cut: false }
+fn put_number(line: &mut Vec<u8>, name: &str, value: Option<u64>) {
+    if let Some(value) = value {
+        put(line, name);
+        put_integer(line, value);
     }
 }
 
-impl<const N: usize> FieldText<N> {
-    /// Keeps the text up to the capacity.
-    fn set_start(&mut self, text: &str) {
-        self.set(&text[..text.floor_char_boundary(N)], text.len());
+/// Writes the text after a prefix, if there is a text.
+fn put_after(line: &mut Vec<u8>, prefix: &str, text: &str) {
+    if !text.is_empty() {
+        put(line, prefix);
+        put(line, text);
     }
+}
 
-    /// Keeps the end of the text, from a slash on if there is one.
-    fn set_end(&mut self, text: &str) {
-        let end = &text[text.ceil_char_boundary(text.len().saturating_sub(N))..];
-        let is_cut = end.len() < text.len();
-        let end = end.find('/').filter(|_| is_cut).map_or(end, |slash| &end[slash..]);
-        self.set(end, text.len());
-    }
+/// Returns the start of a text, at most `max` bytes.
+fn start_of(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
+}
 
-    fn set(&mut self, kept: &str, len: usize) {
-        self.bytes[..kept.len()].copy_from_slice(kept.as_bytes());
-        (self.len, self.is_cut) = (kept.len(), kept.len() < len);
-    }
-
-    fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-
-    fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Writes the text after a prefix, if there is a text.
-    fn put(&self, line: &mut Vec<u8>, prefix: &str) {
-        if !self.is_empty() {
-            put(line, prefix);
-            line.extend_from_slice(self.as_bytes());
-        }
-    }
+/// Returns the end of a path, from a slash on if there is one, and whether the beginning is lost.
+fn end_of(path: &str) -> (&str, bool) {
+    let end = &path[path.ceil_char_boundary(path.len().saturating_sub(MAX_PATH))..];
+    let is_cut = end.len() < path.len();
+    (end.find('/').filter(|_| is_cut).map_or(end, |slash| &end[slash..]), is_cut)
 }
 
 /// Writes three digits at most: `0.2ms`, `41ms`, `3.18s`, `120s`.
@@ -195,31 +231,26 @@ mod tests {
 
     #[test]
     fn a_long_path_keeps_its_last_segments() {
-        let mut path = FieldText::<MAX_PATH>::default();
-        path.set_end("/v1/chat/completions");
-        assert!(!path.is_cut);
-        path.set_end("/v2/generate/audio/suno-ai/clip");
-        assert!(path.is_cut);
-        assert_eq!(path.as_bytes(), b"/audio/suno-ai/clip");
-        path.set_end(&"\u{e9}".repeat(100));
-        assert_eq!(path.as_bytes().len(), MAX_PATH);
+        assert!(!end_of("/v1/chat/completions").1);
+        assert_eq!(end_of("/v2/generate/audio/suno-ai/clip"), ("/audio/suno-ai/clip", true));
+        assert_eq!(end_of(&"\u{e9}".repeat(100)).0.len(), MAX_PATH);
     }
 
     #[test]
     fn a_colored_line_marks_errors() {
-        let mut request = RequestLine { status: Some(503), seconds: Some(0.002), ..RequestLine::default() };
-        request.method.set_start("GET");
-        request.path.set_end("/x");
-        request.outcome.set_start("rejected");
-        request.reason.set_start("too-many-waits");
-        request.client.set_start("127.0.0.1");
-        request.id.set_start("r1");
+        let peer = Peer::Tcp(([127, 0, 0, 1], 80).into());
+        let request = RequestLine {
+            method: Some("GET"),
+            path: Some("/x"),
+            seconds: Some(0.002),
+            ..RequestLine::malformed(503, "rejected", "too-many-waits", peer, "r1")
+        };
         let text = |is_colored| {
             let mut line = Vec::new();
-            request.write(&mut line, is_colored);
+            request.write_text(&mut line, is_colored);
             String::from_utf8(line).unwrap()
         };
-        assert_eq!(text(false), "503 GET /x 2.0ms rejected too-many-waits 127.0.0.1 id=r1");
+        assert_eq!(text(false), "503 GET /x 2.0ms rejected too-many-waits 127.0.0.1 id=r1\n");
         assert!(text(true).starts_with("\u{1b}[31m503\u{1b}[0m GET /x "), "{:?}", text(true));
     }
 }

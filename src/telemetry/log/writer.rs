@@ -1,23 +1,30 @@
-//! Writer of log lines: a bounded buffer in memory, and a thread that writes the buffer to the file.
+//! Writer of log lines: bounded buffers in memory, and a thread that writes them to the file.
 //!
 //! ```text
-//!   data path ── push ──▶ buffer, MAX_BYTES at most ── thread "log" ──▶ stderr
-//!                              └─ full: dropped, counted
+//!   events ───────── push ───▶ pending, MAX_BYTES at most ────────────┬─ thread "log" ──▶ stderr
+//!   access lines ── append ──▶ one buffer a thread, THREAD_MAX_BYTES ─┘
+//!                                └─ full: dropped, counted
 //! ```
 //!
 //! Only that thread waits for the file, which may be a pipe without a reader. The thread writes warnings at once, and
 //! batches other lines for up to [`FLUSH_INTERVAL`]: one write per line would be a system call per request.
 //! `tracing-appender` uses a channel instead: an allocation per line, and a bound in lines rather than bytes.
+//!
+//! The buffers of the threads spare a busy gateway the lock that all threads would take for each request. Before they
+//! are written, or an event is appended, their lines are merged in order of time (`merge`), so the log stays in order.
 
+use std::cell::RefCell;
 use std::io::{self, Write};
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use prometheus_client::metrics::counter::Counter;
 use tracing::warn;
 
+use super::merge::merge_lines;
 use crate::clock;
 
 /// Longest time that a line stays in the buffer while the file accepts writes.
@@ -29,6 +36,9 @@ const DUE_BYTES: usize = 64 << 10;
 /// Bound of the buffer, in bytes: about half a second of a busy gateway's lines. A batch of up to the same size may be
 /// in the hands of the thread.
 const MAX_BYTES: usize = 4 << 20;
+
+/// Bound of the buffer of one thread, in bytes.
+const THREAD_MAX_BYTES: usize = 2 << 20;
 
 /// Capacity of a buffer at the start, and the largest that it keeps between two writes, in bytes. Requests then seldom pay
 /// for its growth.
@@ -51,17 +61,33 @@ struct LogBuffer {
     /// Notified when no line is left to write.
     idle: Condvar,
     dropped: Counter,
+    /// Write each line at once.
+    is_direct: AtomicBool,
 }
 
 struct Pending {
     lines: Vec<u8>,
+    threads: Vec<ThreadLines>,
+    /// A thread may have lines in its own buffer.
+    has_thread_lines: bool,
     /// Lines that were dropped and are not reported in the log yet.
     dropped: u64,
     /// Write the buffer now.
     is_due: bool,
-    /// Write each line at once.
-    is_direct: bool,
     is_writing: bool,
+}
+
+/// Buffer of one thread, and the empty one that takes its place.
+struct ThreadLines {
+    own: Arc<Mutex<Vec<u8>>>,
+    spare: Vec<u8>,
+}
+
+/// The buffer of this thread, and the log that it belongs to.
+type OwnLines = (LogWriter, Arc<Mutex<Vec<u8>>>);
+
+thread_local! {
+    static OWN_LINES: RefCell<Option<OwnLines>> = const { RefCell::new(None) };
 }
 
 /// Guard whose drop blocks until all lines are written, [`FLUSH_TIMEOUT`] at most.
@@ -79,12 +105,20 @@ impl LogWriter {
         is_direct: bool,
     ) -> io::Result<(Self, FlushGuard)> {
         let lines = Vec::with_capacity(KEPT_CAPACITY);
-        let pending = Pending { lines, dropped: 0, is_due: false, is_direct, is_writing: false };
+        let pending = Pending {
+            lines,
+            threads: Vec::new(),
+            has_thread_lines: false,
+            dropped: 0,
+            is_due: false,
+            is_writing: false,
+        };
         let writer = Self(Arc::new(LogBuffer {
             pending: Mutex::new(pending),
             ready: Condvar::new(),
             idle: Condvar::new(),
             dropped: Counter::default(),
+            is_direct: AtomicBool::new(is_direct),
         }));
         let thread_writer = writer.clone();
         std::thread::Builder::new().name("log".to_owned()).spawn(move || thread_writer.run(file))?;
@@ -94,20 +128,71 @@ impl LogWriter {
     /// Appends one or more lines, with their line ends. Never waits for the file.
     pub(super) fn push(&self, line: &[u8], is_urgent: bool) {
         let mut pending = self.0.pending.lock();
-        let length = pending.lines.len() + line.len();
-        if length > MAX_BYTES {
+        if pending.lines.len() + line.len() > MAX_BYTES {
             pending.dropped += 1;
             self.0.dropped.inc();
             return;
         }
-        let was_empty = pending.lines.is_empty();
+        let was_empty = pending.is_empty();
+        pending.collect();
         pending.lines.extend_from_slice(line);
-        let becomes_due = !pending.is_due && (is_urgent || pending.is_direct || length >= DUE_BYTES);
+        let is_due = is_urgent || self.is_direct() || pending.lines.len() >= DUE_BYTES;
+        let becomes_due = !pending.is_due && is_due;
         pending.is_due |= becomes_due;
         drop(pending);
         if was_empty || becomes_due {
             self.0.ready.notify_one();
         }
+    }
+
+    /// Appends the line that `write` writes, with its line end, to the buffer of this thread. Never waits for the file.
+    /// `write` must not log.
+    pub(super) fn append(&self, write: impl Fn(&mut Vec<u8>)) {
+        let append_to_own = |own: &RefCell<Option<OwnLines>>| {
+            let mut own = own.borrow_mut();
+            let lines = match &*own {
+                Some((writer, lines)) if Arc::ptr_eq(&writer.0, &self.0) => lines,
+                Some(_) | None => &own.insert((self.clone(), self.register_thread())).1,
+            };
+            self.append_to(lines, &write);
+        };
+        // An ending thread may have no buffer left.
+        if self.is_direct() || OWN_LINES.try_with(append_to_own).is_err() {
+            let mut line = Vec::new();
+            write(&mut line);
+            self.push(&line, false);
+        }
+    }
+
+    fn append_to(&self, lines: &Mutex<Vec<u8>>, write: impl Fn(&mut Vec<u8>)) {
+        let mut lines = lines.lock();
+        let before = lines.len();
+        if before >= THREAD_MAX_BYTES {
+            drop(lines);
+            self.0.pending.lock().dropped += 1;
+            self.0.dropped.inc();
+            return;
+        }
+        write(&mut lines);
+        let becomes_due = before < DUE_BYTES && lines.len() >= DUE_BYTES;
+        drop(lines);
+        if before == 0 || becomes_due {
+            let mut pending = self.0.pending.lock();
+            pending.has_thread_lines = true;
+            pending.is_due |= becomes_due;
+            drop(pending);
+            self.0.ready.notify_one();
+        }
+    }
+
+    fn register_thread(&self) -> Arc<Mutex<Vec<u8>>> {
+        let own = Arc::new(Mutex::new(Vec::new()));
+        self.0.pending.lock().threads.push(ThreadLines { own: Arc::clone(&own), spare: Vec::new() });
+        own
+    }
+
+    fn is_direct(&self) -> bool {
+        self.0.is_direct.load(Ordering::Relaxed)
     }
 
     /// Returns the count of lines that were dropped or could not be written.
@@ -119,12 +204,13 @@ impl LogWriter {
         let (mut lines, mut is_accepting) = (Vec::with_capacity(KEPT_CAPACITY), true);
         loop {
             let mut pending = self.0.pending.lock();
-            while pending.lines.is_empty() && !(is_accepting && pending.dropped > 0) {
+            while pending.is_empty() && !(is_accepting && pending.dropped > 0) {
                 self.0.idle.notify_all();
                 self.0.ready.wait(&mut pending);
             }
             let until = clock::now() + FLUSH_INTERVAL;
             while !pending.is_due && !self.0.ready.wait_until(&mut pending, until).timed_out() {}
+            pending.collect();
             mem::swap(&mut lines, &mut pending.lines);
             (pending.is_due, pending.is_writing) = (false, true);
             // Reports only once the file accepts lines again: a lost report must not cause another.
@@ -150,13 +236,37 @@ impl LogWriter {
     fn flush(&self, timeout: Duration) {
         let until = clock::now() + timeout;
         let mut pending = self.0.pending.lock();
-        pending.is_due = true;
+        (pending.is_due, pending.has_thread_lines) = (true, true);
         self.0.ready.notify_one();
-        while pending.is_writing || !pending.lines.is_empty() {
+        while pending.is_writing || !pending.is_empty() {
             if self.0.idle.wait_until(&mut pending, until).timed_out() {
                 return;
             }
         }
+    }
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.lines.is_empty() && !self.has_thread_lines
+    }
+
+    /// Moves the lines of all threads behind the others. Holds the lock of a thread's buffer for a swap only.
+    fn collect(&mut self) {
+        if !mem::take(&mut self.has_thread_lines) {
+            return;
+        }
+        for thread in &mut self.threads {
+            mem::swap(&mut *thread.own.lock(), &mut thread.spare);
+        }
+        let sources: Vec<&[u8]> = self.threads.iter().map(|thread| &*thread.spare).collect();
+        merge_lines(&sources, &mut self.lines);
+        for thread in &mut self.threads {
+            thread.spare.clear();
+            thread.spare.shrink_to(KEPT_CAPACITY);
+        }
+        // The thread has ended, and its lines are written.
+        self.threads.retain(|thread| Arc::strong_count(&thread.own) > 1);
     }
 }
 
@@ -186,7 +296,7 @@ impl std::fmt::Debug for LogWriter {
 impl Drop for FlushGuard {
     fn drop(&mut self) {
         // Later lines have no guard, so the thread writes each at once.
-        self.0.0.pending.lock().is_direct = true;
+        self.0.0.is_direct.store(true, Ordering::Relaxed);
         self.0.flush(FLUSH_TIMEOUT);
     }
 }
@@ -301,6 +411,67 @@ mod tests {
             written += log.writes.recv_timeout(TEST_TIMEOUT).unwrap().lines().count() as u64;
         }
         assert_eq!(written + dropped, count as u64);
+    }
+
+    #[test]
+    fn appended_lines_are_written_with_the_others_in_order_of_time() {
+        for is_direct in [false, true] {
+            let log = gated_writer(is_direct);
+            let closed = log.gate.lock();
+            log.writer.push(b"0 stuck\n", true);
+            while !log.writer.0.pending.lock().is_writing {
+                std::thread::yield_now();
+            }
+            let append =
+                |text: &'static str| log.writer.append(move |line| line.extend_from_slice(text.as_bytes()));
+            append("1 one\n");
+            std::thread::scope(|scope| scope.spawn(|| append("2 two\n")).join().unwrap());
+            append("3 three\n");
+            log.writer.push(b"4 four\n", false);
+            append("5 five\n");
+            drop((closed, log.flusher));
+            let text: String = log.writes.try_iter().collect();
+            assert_eq!(text, "0 stuck\n1 one\n2 two\n3 three\n4 four\n5 five\n");
+            assert!(log.writer.0.pending.lock().threads.len() <= 1, "a thread that has ended is forgotten");
+        }
+    }
+
+    #[test]
+    fn appended_lines_are_written_in_time_without_a_flush_and_at_once_when_there_are_many() {
+        let log = gated_writer(false);
+        log.writer.append(|line| line.extend_from_slice(b"one\n"));
+        read_until(&log.writes, "one\n");
+        let closed = log.gate.lock();
+        log.writer.push(b"stuck\n", true);
+        while !log.writer.0.pending.lock().is_writing {
+            std::thread::yield_now();
+        }
+        log.writer.append(|line| line.extend_from_slice(b"two\n"));
+        assert!(!log.writer.0.pending.lock().is_due);
+        log.writer.append(|line| line.extend_from_slice(&[b'x'; DUE_BYTES]));
+        assert!(log.writer.0.pending.lock().is_due);
+        drop(closed);
+    }
+
+    #[test]
+    fn unread_appended_lines_are_dropped_and_counted() {
+        let log = gated_writer(false);
+        let closed = log.gate.lock();
+        log.writer.push(b"stuck\n", true);
+        while !log.writer.0.pending.lock().is_writing {
+            std::thread::yield_now();
+        }
+        let line = [&[b'x'; 1023][..], b"\n"].concat();
+        let (count, dropped) = (4 * THREAD_MAX_BYTES / line.len(), log.writer.dropped());
+        for _ in 0..count {
+            log.writer.append(|lines| lines.extend_from_slice(&line));
+        }
+        assert_eq!(dropped.get(), count as u64 * 3 / 4);
+        drop(closed);
+        let mut written = 0;
+        while written < 1 + count as u64 / 4 {
+            written += log.writes.recv_timeout(TEST_TIMEOUT).unwrap().lines().count() as u64;
+        }
     }
 
     #[test]
