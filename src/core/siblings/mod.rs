@@ -234,6 +234,9 @@ impl Siblings {
                 self.counted(name, count, now);
             }
             SiblingInput::KeyRefused(domain) => self.key_refused(domain, now),
+            SiblingInput::KeyAccepted(domain, began) => {
+                self.refusals.retain(|(refused, at)| *refused != domain || *at >= began);
+            }
             SiblingInput::Publish(call) => self.send(Letter::Other(call), now),
             SiblingInput::Drain(until) => self.drain(until, now),
         }
@@ -322,7 +325,8 @@ impl Siblings {
         self.outputs.extend(letters.map(|(call, letter)| SiblingOutput::Call(call, letter)));
         let refused: Vec<(KeyDomain, Instant)> = self.refusals.iter().copied().collect();
         for (domain, at) in refused {
-            self.call(Letter::Refuse(domain, at).call(engine_now, now));
+            let age = now.saturating_duration_since(at);
+            self.call(EngineCall::Refuse { domain, age, sent_at: engine_now, is_repeated: true });
         }
         for name in self.polls.names(|poll| poll.own().is_some()) {
             self.polls.change(name, |poll| poll.claim = None);

@@ -51,7 +51,7 @@ impl Letter {
             }
             Letter::Refuse(domain, at) => {
                 let age = now.saturating_duration_since(*at);
-                EngineCall::Refuse { domain: *domain, age, sent_at }
+                EngineCall::Refuse { domain: *domain, age, sent_at, is_repeated: false }
             }
             Letter::Other(call) => call.clone(),
         }

@@ -117,7 +117,7 @@ impl World {
         if !replica.is_alive || replica.generation != generation || replica.link.is_none() {
             return None;
         }
-        if let SiblingInput::Message(SiblingMessage::Revoked(_, dead, _)) = &input {
+        if let SiblingInput::Message(SiblingMessage::Revoked { dead, .. }) = &input {
             self.dead.insert((n, dead.0));
         }
         if self.has_trace && !matches!(input, SiblingInput::Message(SiblingMessage::Beat(..))) {
