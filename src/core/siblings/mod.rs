@@ -144,6 +144,7 @@ use crate::core::job::KeyDomain;
 /// | --- | --- | --- |
 /// | the holder is killed, stopped or cut off | 1 | 2.2 s |
 /// | the holder drains | 1 | 0 |
+/// | the holder cannot reach the upstream, or pauses | 1 for each replica that fails, and 1 | the attempts that fail |
 /// | the engine is down, or silent for more than 1 s | k - 1 | 1.5 s |
 /// | the engine is silent for less, or restarted at once | 0 | as long, and 0.3 s |
 /// | the engine is restarted without memory, and the poll ends meanwhile | 1 | 0.5 s |
