@@ -165,9 +165,10 @@ impl Dialect {
         match kind {
             WireKind::Revoked => {
                 let domain = KeyDomain(text.array()?);
+                let by = text.u64().map(ReplicaName);
                 let dead = read_epoch(&self.codes, domain, additions)?;
                 let age = additions.bytes(14).and_then(|digits| read_millis(&digits)).unwrap_or_default();
-                Some(SiblingMessage::Revoked(domain, dead, age))
+                Some(SiblingMessage::Revoked { domain, dead, age, by })
             }
             WireKind::Paused => {
                 let domain = KeyDomain(text.array()?);

@@ -100,12 +100,18 @@ impl Dialect {
                 };
                 ShardIndex::all().map(call).collect()
             }
-            EngineCall::Refuse { domain, age, sent_at } => {
+            EngineCall::Refuse { domain, age, sent_at, is_repeated } => {
                 let shard = ShardIndex::of_domain(*domain);
                 let keys = vec![self.names.channel(shard), self.names.domain_key(*domain)];
-                let text = message(&self.codes, WireKind::Revoked, &domain.0);
-                let age = number(millis(*age));
-                let args = vec![text, self.new_epoch(*domain), self.epoch_ttl(), age, moment(*sent_at)];
+                let text = [&domain.0[..], &me.0.to_be_bytes()].concat();
+                let args = vec![
+                    message(&self.codes, WireKind::Revoked, &text),
+                    self.new_epoch(*domain),
+                    self.epoch_ttl(),
+                    number(millis(*age)),
+                    moment(*sent_at),
+                    flag(*is_repeated),
+                ];
                 vec![ScriptCall { script: EngineScript::Refuse, keys, args }]
             }
             EngineCall::Remove(removal) => self.remove(removal),

@@ -120,7 +120,7 @@ impl HubTask {
         });
         // P11: the verdict on the key comes before its states enter the cache.
         match landing.key {
-            Some(KeyVerdict::Accepted) => self.key_accepted(domain, began),
+            Some(KeyVerdict::Accepted) => self.key_accepted(domain, began, now),
             Some(KeyVerdict::Refused) => {
                 self.cache.key_rejected(domain, now);
                 self.machines.handle_all(|| Input::CancelWatches(domain), now);
@@ -156,8 +156,9 @@ impl HubTask {
 
     /// Records that the upstream accepted the key. From then on its waits count for the key, no longer for their
     /// addresses.
-    pub(super) fn key_accepted(&mut self, domain: KeyDomain, began: Instant) {
+    pub(super) fn key_accepted(&mut self, domain: KeyDomain, began: Instant, now: Instant) {
         self.cache.key_accepted(domain, began);
+        self.accepted_for_siblings(domain, began, now);
         if let Some(key) = self.keys.get_mut(&domain)
             && !key.unproven_waits.is_empty()
             && self.cache.is_key_proven(domain)

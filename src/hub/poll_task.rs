@@ -36,6 +36,8 @@ pub(super) struct OpenedPoll {
     pub(super) credential: Credential,
     /// The wait that pays when the poll is made here and no sibling has made it; only with siblings.
     pub(super) opener: Option<(WaitId, Subject)>,
+    /// Start of the poll that a sibling makes.
+    pub(super) began_elsewhere: Option<Instant>,
 }
 
 /// A poll that this replica makes: queued, held at the upstream, backing off or paused.
@@ -87,7 +89,7 @@ impl HubTask {
             return;
         };
         let opener = self.opener.filter(|_| payer.is_none());
-        let poll = OpenedPoll { spec, cause, payer, credential, opener };
+        let poll = OpenedPoll { spec, cause, payer, credential, opener, began_elsewhere: None };
         if let Some(poll) = self.offer_poll(id, poll, now) {
             self.make_poll(id, poll, now);
         }
@@ -95,7 +97,7 @@ impl HubTask {
 
     /// Requests attempts of a poll, and counts a watch against the quota of its client.
     pub(super) fn make_poll(&mut self, id: PollId, poll: OpenedPoll, now: Instant) {
-        let OpenedPoll { spec, cause, payer, credential, opener } = poll;
+        let OpenedPoll { spec, cause, payer, credential, opener, .. } = poll;
         if opener.is_some_and(|opener| !self.charge_opener(id, opener, now)) {
             return;
         }

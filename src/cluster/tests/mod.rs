@@ -219,7 +219,7 @@ async fn a_user_with_the_documented_rights_alone_is_enough() {
         assert!(matches!(answer, EngineAnswer::Done(_)), "{call:?}: {answer:?}");
     }
     b.hear(|message| {
-        matches!(message, SiblingMessage::Revoked(domain, ..) if *domain == DOMAIN).then_some(())
+        matches!(message, SiblingMessage::Revoked { domain, .. } if *domain == DOMAIN).then_some(())
     })
     .await;
     assert_eq!(a.subscribers(b.name).await, 1);
@@ -363,7 +363,7 @@ async fn a_landing_of_a_dead_epoch_stores_nothing_and_is_published_as_left() {
     b.call(refusal()).await;
     let dead = a
         .hear(|message| match message {
-            SiblingMessage::Revoked(domain, dead, _) if *domain == DOMAIN => Some(*dead),
+            SiblingMessage::Revoked { domain, dead, .. } if *domain == DOMAIN => Some(*dead),
             _ => None,
         })
         .await;

@@ -68,12 +68,42 @@ async fn a_rejection_is_published_with_its_age() {
     let spec = a.poll(&["job-one"]);
     let EngineAnswer::Granted(KeyEpoch(epoch)) = a.claim(&spec, 1).await else { panic!("not granted") };
     let age = Duration::from_secs(7);
-    a.call(EngineCall::Refuse { domain: DOMAIN, age, sent_at: None }).await;
-    let (dead, heard) = a
+    a.call(EngineCall::Refuse { domain: DOMAIN, age, sent_at: None, is_repeated: false }).await;
+    let heard = a
         .hear(|message| match message {
-            SiblingMessage::Revoked(_, KeyEpoch(dead), age) => Some((*dead, *age)),
+            SiblingMessage::Revoked { dead: KeyEpoch(dead), age, by, .. } => Some((*dead, *age, *by)),
             _ => None,
         })
         .await;
-    assert_eq!((dead, heard), (epoch, age));
+    assert_eq!(heard, (epoch, age, Some(a.name)));
+}
+
+/// A link that is back repeats its rejections, since the engine may have lost its memory.
+#[tokio::test]
+async fn a_rejection_that_is_known_or_older_than_an_acceptance_is_not_repeated() {
+    let engine = TestEngine::start();
+    let mut a = TestReplica::join(&config(engine.url())).await;
+    let spec = a.poll(&["job-one"]);
+    let repeated = |seconds| EngineCall::Refuse {
+        domain: DOMAIN,
+        age: Duration::from_secs(seconds),
+        sent_at: None,
+        is_repeated: true,
+    };
+    a.claim(&spec, 1).await;
+    a.call(landing(&spec, a.token(1), Duration::from_secs(2))).await;
+    let steps = [(repeated(5), false), (repeated(0), true), (repeated(0), false), (refusal(), true)];
+    for (step, (call, is_published)) in steps.into_iter().enumerate() {
+        a.call(call).await;
+        a.call(EngineCall::Flushed).await; // a message after it
+        let has_heard = a
+            .hear(|message| match message {
+                SiblingMessage::Revoked { .. } => Some(true),
+                SiblingMessage::Flushed => Some(false),
+                _ => None,
+            })
+            .await;
+        assert_eq!(has_heard, is_published, "step {step}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

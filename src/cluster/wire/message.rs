@@ -13,7 +13,7 @@
 //! | attached | poll, replica | lease |
 //! | detached | poll, replica | |
 //! | note | poll, token, held | |
-//! | revoked | key domain | dead epoch, time since the rejection in ms |
+//! | revoked | key domain, replica | dead epoch, time since the rejection in ms |
 //! | removed | sealed: the removal | |
 //! | paused | key domain, pause in ms | |
 //! | flushed | replica | |

@@ -112,9 +112,10 @@ impl Coalescer {
             .any(|poll| poll.held_since().is_some() && self.ends_with(poll, wait) && is_needed(poll))
     }
 
-    /// Returns whether the upstream's hold of the poll and the wait's own time end at the same moment.
+    /// Returns whether the upstream's hold of the poll, which begins with each attempt, and the wait's own time end at the
+    /// same moment.
     fn ends_with(&self, poll: &Poll, wait: &Wait) -> bool {
-        let (ends, deadline) = (poll.opened_at + self.timing.hold, wait.deadline());
+        let (ends, deadline) = (poll.attempted_at + self.timing.hold, wait.deadline());
         ends.saturating_duration_since(deadline).max(deadline.saturating_duration_since(ends))
             <= self.timing.clock_skew()
     }

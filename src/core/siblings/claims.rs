@@ -384,7 +384,7 @@ impl Siblings {
         }
     }
 
-    /// Ends a poll that backs off or is paused here with the result of a sibling, which has reached the upstream (P12).
+    /// Ends a poll that the upstream does not hold here, after a failure, with the result of a sibling (P12).
     pub(super) fn landed_meanwhile(&mut self, name: PollName, result: SiblingResult, now: Instant) {
         if self.is_dead(name, result.epoch) {
             return;

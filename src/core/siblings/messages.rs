@@ -37,7 +37,7 @@ impl Siblings {
             SiblingMessage::Attached(name, token, guest) => self.guest_attached(name, token, guest, now),
             SiblingMessage::Detached(name, guest) => self.guest_detached(name, guest, now),
             SiblingMessage::Note(name, token, is_held) => self.noted(name, token, is_held),
-            SiblingMessage::Revoked(domain, dead, age) => self.revoked(domain, dead, age, now),
+            SiblingMessage::Revoked { domain, dead, age, .. } => self.revoked(domain, dead, age, now),
             SiblingMessage::Removed(_) | SiblingMessage::Paused(..) => {}
             SiblingMessage::Flushed => self.engine_flushed(now),
         }
@@ -100,7 +100,7 @@ impl Siblings {
     ) {
         let Some(poll) = self.polls.get(name) else { return };
         if let Some(own) = poll.own() {
-            if let Some(result) = result.filter(|_| own.is_suspended && token != poll.token) {
+            if let Some(result) = result.filter(|_| own.has_stepped_back && token != poll.token) {
                 return self.landed_meanwhile(name, result, now);
             }
             // Two replicas made the poll. This one may have its lease now.
@@ -163,11 +163,9 @@ impl Siblings {
             self.polls.change(name, |poll| {
                 let began = poll.began_at();
                 let Some(own) = poll.own_mut() else { return };
-                // The engine gave a lease of another epoch after the rejection, or before an earlier one.
-                own.is_revoked |= match own.began_in {
-                    Some(epoch) => epoch == dead || dead_epochs.contains(&(domain, epoch)),
-                    None => began + age <= now,
-                }; // P11
+                let is_dead = |epoch: KeyEpoch| dead_epochs.contains(&(domain, epoch));
+                // A lease of a later epoch was granted after the rejection, whenever this message comes.
+                own.is_revoked |= own.began_in.is_none_or(is_dead) && began + age <= now; // P11
             });
         }
     }

@@ -145,6 +145,7 @@ use crate::core::job::KeyDomain;
 /// | --- | --- | --- |
 /// | the holder is killed, stopped or cut off | 1 | 2.2 s |
 /// | the holder drains | 1 | 0 |
+/// | the holder cannot reach the upstream, or pauses | 1 for each replica that fails, and 1 | the attempts that fail |
 /// | the engine is down, or silent for more than 1 s | k - 1 | 1.5 s |
 /// | the engine is silent for less, or restarted at once | 0 | as long, and 0.3 s |
 /// | the engine is restarted without memory, and the poll ends meanwhile | 1 | 0.5 s |
@@ -238,6 +239,9 @@ impl Siblings {
             SiblingInput::Publish(EngineCall::Pause(domain, pause)) => {
                 self.send(Letter::Pause(domain, now + pause), now)
             }
+            SiblingInput::KeyAccepted(domain, began) => {
+                self.refusals.retain(|(refused, at)| *refused != domain || *at >= began);
+            }
             SiblingInput::Publish(call) => self.send(Letter::Other(call), now),
             SiblingInput::Drain(until) => self.drain(until, now),
         }
@@ -326,7 +330,8 @@ impl Siblings {
         self.outputs.extend(letters.map(|(call, letter)| SiblingOutput::Call(call, letter)));
         let refused: Vec<(KeyDomain, Instant)> = self.refusals.iter().copied().collect();
         for (domain, at) in refused {
-            self.call(Letter::Refuse(domain, at).call(engine_now, now));
+            let age = now.saturating_duration_since(at);
+            self.call(EngineCall::Refuse { domain, age, sent_at: engine_now, is_repeated: true });
         }
         for name in self.polls.names(|poll| poll.own().is_some()) {
             self.polls.change(name, |poll| poll.claim = None);

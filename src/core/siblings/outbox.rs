@@ -53,7 +53,7 @@ impl Letter {
             }
             Letter::Refuse(domain, at) => {
                 let age = now.saturating_duration_since(*at);
-                EngineCall::Refuse { domain: *domain, age, sent_at }
+                EngineCall::Refuse { domain: *domain, age, sent_at, is_repeated: false }
             }
             Letter::Pause(domain, until) => EngineCall::Pause(*domain, until.saturating_duration_since(now)),
             Letter::Other(call) => call.clone(),

@@ -162,6 +162,8 @@ pub enum SiblingInput {
     Subscribers(ReplicaName, usize),
     /// The upstream rejected a key here.
     KeyRefused(KeyDomain),
+    /// The upstream accepted a key in an attempt that began then.
+    KeyAccepted(KeyDomain, Instant),
     /// Sends [`EngineCall::Remove`] or [`EngineCall::Pause`] until the engine has answered.
     Publish(EngineCall),
     /// The gateway stops at this moment at the latest. The coalescer ends its waits on its own.
@@ -240,6 +242,9 @@ pub enum EngineCall {
         age: Duration,
         /// The engine's time when the call was sent, as far as known.
         sent_at: Option<EngineTime>,
+        /// Whether the engine was called for this rejection before. It does nothing if it remembers that, or if the
+        /// key was accepted since.
+        is_repeated: bool,
     },
     /// Removes stored states, and publishes that.
     Remove(Removal),
@@ -303,8 +308,17 @@ pub enum SiblingMessage {
     Detached(PollName, ReplicaName),
     /// Whether the upstream holds the poll of this lease.
     Note(PollName, LeaseToken, bool),
-    /// The upstream rejected a key this time ago; its former epoch is dead.
-    Revoked(KeyDomain, KeyEpoch, Duration),
+    /// The upstream rejected a key; its former epoch is dead.
+    Revoked {
+        /// The key.
+        domain: KeyDomain,
+        /// The dead epoch.
+        dead: KeyEpoch,
+        /// Time since the rejection.
+        age: Duration,
+        /// The replica at which the upstream rejected it, if known.
+        by: Option<ReplicaName>,
+    },
     /// States were removed. The machine passes over this message: its caller has the cache.
     Removed(Removal),
     /// The upstream pauses a key for this time. The machine passes over this message: its caller has the scheduler.

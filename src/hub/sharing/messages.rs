@@ -7,7 +7,7 @@ use http::StatusCode;
 use super::{AnswerOrigin, PollSharing};
 use crate::core::coalescer::{Input, PollSpec};
 use crate::core::job::KeyDomain;
-use crate::core::siblings::{EngineAnswer, EngineCall, Removal, SiblingInput, SiblingMessage};
+use crate::core::siblings::{EngineAnswer, EngineCall, Removal, ReplicaName, SiblingInput, SiblingMessage};
 use crate::hub::task::HubTask;
 use crate::upstream::poll::{KeyVerdict, key_verdict};
 
@@ -39,7 +39,8 @@ impl HubTask {
 
     fn message_of_sibling(&mut self, message: &SiblingMessage, now: Instant) {
         match message {
-            SiblingMessage::Revoked(domain, ..) => self.key_refused_elsewhere(*domain, now),
+            SiblingMessage::Revoked { by, .. } if by.is_some() && *by == self.own_name() => {}
+            SiblingMessage::Revoked { domain, .. } => self.key_refused_elsewhere(*domain, now),
             SiblingMessage::Paused(domain, pause) => self.scheduler.pause_by_sibling(*domain, *pause, now),
             SiblingMessage::Removed(removal) if self.is_echo(removal) => {}
             SiblingMessage::Removed(Removal::All) => drop(self.cache.remove_all()),
@@ -50,6 +51,10 @@ impl HubTask {
             }
             _ => {}
         }
+    }
+
+    fn own_name(&self) -> Option<ReplicaName> {
+        self.sharing.as_ref().and_then(|sharing| sharing.machine.name())
     }
 
     /// Returns whether this replica published the removal itself. Its effect here is done.
@@ -78,6 +83,13 @@ impl HubTask {
     pub(in crate::hub) fn publish_refusal(&mut self, domain: KeyDomain, now: Instant) {
         if let Some(sharing) = &mut self.sharing {
             sharing.machine.handle(SiblingInput::KeyRefused(domain), now);
+        }
+    }
+
+    /// Records for siblings that the upstream accepted a key: an earlier rejection is not published again.
+    pub(in crate::hub) fn accepted_for_siblings(&mut self, domain: KeyDomain, began: Instant, now: Instant) {
+        if let Some(sharing) = &mut self.sharing {
+            sharing.machine.handle(SiblingInput::KeyAccepted(domain, began), now);
         }
     }
 

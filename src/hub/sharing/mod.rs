@@ -316,9 +316,9 @@ impl HubTask {
             }
             SiblingOutput::TryNow(run) => self.scheduler.try_now(run, now),
             SiblingOutput::Progress(id, progress) => {
-                if let PollProgress::Elsewhere { .. } = progress {
+                if let PollProgress::Elsewhere { opened_at, .. } = progress {
                     debug!(poll = id.0, "poll made by a sibling");
-                    self.is_free(id);
+                    self.is_free(id, opened_at);
                 }
                 self.machines.of_poll_mut(id).handle(Input::Progress(id, progress), now);
             }
@@ -337,11 +337,11 @@ impl HubTask {
     }
 
     /// Records that a sibling makes a poll: this one costs its clients nothing, also if it is taken over.
-    fn is_free(&mut self, id: PollId) {
+    fn is_free(&mut self, id: PollId, opened_at: Instant) {
         if let Some(sharing) = &mut self.sharing
             && let Some(offered) = sharing.offered.get_mut(&id)
         {
-            offered.poll.opener = None;
+            (offered.poll.opener, offered.poll.began_elsewhere) = (None, Some(opened_at));
             sharing.claims.is_elsewhere(offered.name);
         }
     }
@@ -364,10 +364,12 @@ impl HubTask {
             }
             return;
         }
-        let OpenedPoll { spec, credential, payer, .. } = poll;
+        let OpenedPoll { spec, credential, payer, began_elsewhere, .. } = poll;
         let domain = spec.domain;
         match &outcome {
-            PollOutcome::Jobs(states) => self.store_shared(id, &spec, states, &origin, now),
+            PollOutcome::Jobs(states) => {
+                self.store_shared(id, &spec, states, (&origin, began_elsewhere), now);
+            }
             PollOutcome::Refused(reply) => self.refused_elsewhere(&spec, reply.status, now),
             PollOutcome::Unsplit(_) | PollOutcome::Failed(_) => {}
         }
@@ -386,7 +388,7 @@ impl HubTask {
         id: PollId,
         spec: &PollSpec,
         states: &[JobState],
-        origin: &AnswerOrigin,
+        (origin, began): (&AnswerOrigin, Option<Instant>),
         now: Instant,
     ) {
         let as_read = |state: &JobState| {
@@ -397,9 +399,13 @@ impl HubTask {
         };
         let states: Vec<JobState> = states.iter().map(as_read).collect();
         let Some(read_at) = states.iter().map(|state| state.as_of).min() else { return };
-        self.key_accepted(spec.domain, read_at);
+        let is_stored = matches!(origin, AnswerOrigin::Store(_));
+        // P11: the key counts as accepted since the attempt began, or the poll at the latest.
+        if let Some(began) = began.map(|began| began.min(read_at)).or(is_stored.then_some(read_at)) {
+            self.key_accepted(spec.domain, began, now);
+        }
         if self.machines.of_poll(id).may_cache(id) {
-            let is_new = matches!(origin, AnswerOrigin::Sibling);
+            let is_new = !is_stored;
             for state in &states {
                 self.cache.store_shared(spec.domain, state, is_new, now);
             }

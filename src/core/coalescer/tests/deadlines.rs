@@ -144,6 +144,18 @@ fn a_wait_shorter_than_the_hold_takes_its_snapshot_at_its_own_deadline() {
     s.land("a submitted", "a=queued").assert_answers(&["timed out a=queued"]);
 }
 
+/// P1: the upstream's hold began with the second attempt, and ends long after the wait.
+#[test]
+fn a_wait_whose_poll_was_tried_again_takes_its_snapshot_at_its_own_deadline() {
+    let mut s = Scenario::new();
+    s.join(1, "a", "completed").at(80.0);
+    s.progress("a completed", PollProgress::BackingOff(Failure::Unreachable, secs(1.0))).at(81.0);
+    s.progress("a completed", PollProgress::AttemptStarted).progress("a completed", PollProgress::Held);
+    s.at(120.0);
+    assert_eq!(s.open(), ["a completed", "a submitted"]);
+    s.land("a submitted", "a=queued").assert_answers(&["timed out a=queued"]);
+}
+
 #[test]
 fn a_wait_of_twice_the_hold_ends_with_its_second_poll() {
     let mut s = Scenario::new();

@@ -93,13 +93,17 @@ impl EngineModel {
                 let answer = if was_member { done } else { EngineAnswer::Flushed };
                 (answer, vec![SiblingMessage::Beat(me, former)])
             }
-            EngineCall::Refuse { domain, age, sent_at } => {
+            EngineCall::Refuse { domain, age, sent_at, is_repeated } => {
                 let age = age + delay(sent_at, now);
+                let at = now.saturating_sub(age);
                 let refused_at = self.refused_at.entry(domain).or_default();
-                *refused_at = now.saturating_sub(age).max(*refused_at);
+                if is_repeated && *refused_at + Duration::from_secs(1) >= at {
+                    return (done, Vec::new());
+                }
+                *refused_at = at.max(*refused_at);
                 let dead = self.epoch(domain);
                 self.epochs.remove(&domain);
-                (done, vec![SiblingMessage::Revoked(domain, dead, age)])
+                (done, vec![SiblingMessage::Revoked { domain, dead, age, by: Some(me) }])
             }
             EngineCall::Remove(removal) => (done, vec![SiblingMessage::Removed(removal)]),
             EngineCall::Pause(domain, pause) => (done, vec![SiblingMessage::Paused(domain, pause)]),

@@ -75,6 +75,9 @@ enum SweepEvent {
     Sent(usize, PollId),
     /// The gateway has read the result of an attempt.
     Ended(usize, PollId, PollOutcome),
+    /// An attempt finds no way to the upstream.
+    CutOff(usize, PollId),
+    Retry(usize, PollId),
     Stop(usize),
 }
 
@@ -239,7 +242,9 @@ impl World {
         | SweepEvent::LinkDown(n, _)
         | SweepEvent::LinkUp(n)
         | SweepEvent::Sent(n, _)
-        | SweepEvent::Ended(n, ..) = &event
+        | SweepEvent::Ended(n, ..)
+        | SweepEvent::CutOff(n, _)
+        | SweepEvent::Retry(n, _) = &event
             && self.replicas[*n].frozen_until > self.now
         {
             let until = self.replicas[*n].frozen_until;
@@ -259,6 +264,8 @@ impl World {
             SweepEvent::LinkDown(n, generation) => self.link_down(n, generation),
             SweepEvent::Sent(n, run) => self.sent(n, run),
             SweepEvent::Ended(n, run, outcome) => self.ended(n, run, outcome),
+            SweepEvent::CutOff(n, run) => self.cut_off(n, run),
+            SweepEvent::Retry(n, run) => self.retry(n, run),
             SweepEvent::Stop(n) => {
                 self.lose_replica(n);
                 None

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::oracle::Lateness;
 use super::plan::Fault;
-use super::replica::attempt_of;
+use super::replica::{RETRY, attempt_of};
 use super::{SweepEvent, World, domain};
 use crate::core::coalescer::Input;
 use crate::core::siblings::{CallId, EngineCall, ReplicaName, SharedOutcome, SiblingInput, SiblingMessage};
@@ -117,7 +117,7 @@ impl World {
         if !replica.is_alive || replica.generation != generation || replica.link.is_none() {
             return None;
         }
-        if let SiblingInput::Message(SiblingMessage::Revoked(_, dead, _)) = &input {
+        if let SiblingInput::Message(SiblingMessage::Revoked { dead, .. }) = &input {
             self.dead.insert((n, dead.0));
         }
         if self.has_trace && !matches!(input, SiblingInput::Message(SiblingMessage::Beat(..))) {
@@ -248,6 +248,12 @@ impl World {
                 let replica = &mut self.replicas[n];
                 replica.siblings.handle(SiblingInput::KeyRefused(domain(number)), replica.zero + now);
                 return Some(n);
+            }
+            Fault::Egress(n, time) => {
+                // Its own waits are late until its next retry succeeds, unless a sibling's poll lands before.
+                let late = Lateness { frozen: Some(n), ..Lateness::default() };
+                self.disturb(now, time + RETRY, late);
+                self.break_egress(n, now + time);
             }
             Fault::Shuffle(time) => {
                 self.disturb(

@@ -488,7 +488,7 @@ fn name_in_message(message: &SiblingMessage) -> Option<PollName> {
         | SiblingMessage::Detached(name, _)
         | SiblingMessage::Note(name, ..) => Some(*name),
         SiblingMessage::Beat(..)
-        | SiblingMessage::Revoked(..)
+        | SiblingMessage::Revoked { .. }
         | SiblingMessage::Removed(_)
         | SiblingMessage::Paused(..)
         | SiblingMessage::Flushed => None,

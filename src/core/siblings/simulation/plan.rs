@@ -60,6 +60,8 @@ pub(super) enum Fault {
     Shuffle(Duration),
     /// All links break, and a server takes over that lacks the writes of this time. The links are back after the other.
     FailOver(Duration, Duration),
+    /// This replica does not reach the upstream for this time.
+    Egress(usize, Duration),
     /// That server takes over now.
     Promote(Duration),
     /// The clock of the engine goes ahead, or back, by this time.
@@ -247,7 +249,7 @@ fn faults(
         let (replica, time) = (rng.usize(..replicas), Duration::from_millis(rng.u64(50..8_000)));
         let short = Duration::from_millis(rng.u64(50..1_500));
         let either = if rng.bool() { short } else { time };
-        let fault = match rng.u8(..17) {
+        let fault = match rng.u8(..18) {
             0 | 1 if gone + 1 < replicas => Fault::Kill(replica),
             2 | 3 if gone + 1 < replicas => Fault::Drain(replica, time),
             4 => Fault::Freeze(replica, either),
@@ -261,6 +263,7 @@ fn faults(
             14 => Fault::Shuffle(time * 2),
             15 => Fault::FailOver(Duration::from_millis(rng.u64(..1_000)), either),
             16 => Fault::ClockJump(rng.bool(), time),
+            17 => Fault::Egress(replica, time),
             _ => continue,
         };
         gone += usize::from(matches!(fault, Fault::Kill(_) | Fault::Drain(..)));

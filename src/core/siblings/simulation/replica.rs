@@ -19,6 +19,9 @@ use crate::core::job::{JobSet, JobState, ResponseHead, UpstreamResponse};
 use crate::core::route::{Form, Goal, Route};
 use crate::core::siblings::{ReplicaName, ShareSpec, SiblingConfig, SiblingInput, SiblingOutput, Siblings};
 
+/// Time between two attempts of a poll.
+pub(super) const RETRY: Duration = Duration::from_secs(1);
+
 pub(super) struct Replica {
     pub(super) coalescer: Coalescer,
     pub(super) siblings: Siblings,
@@ -27,6 +30,8 @@ pub(super) struct Replica {
     pub(super) is_alive: bool,
     pub(super) is_accepting: bool,
     pub(super) frozen_until: Duration,
+    /// End of the time without a way to the upstream.
+    pub(super) cut_off_until: Duration,
     /// Name and generation of the link, while it is up.
     pub(super) link: Option<ReplicaName>,
     pub(super) generation: u64,
@@ -85,6 +90,7 @@ impl Replica {
             is_alive: true,
             is_accepting: true,
             frozen_until: Duration::ZERO,
+            cut_off_until: Duration::ZERO,
             link: None,
             generation: 0,
             is_subscribed: false,
@@ -235,9 +241,18 @@ impl World {
         self.p3_identical_waits_share_one_poll(n, run, &spec);
         self.replicas[n].runs.insert(run, self.now);
         *self.started.entry((spec.domain.0[0], spec.goal)).or_default() += 1;
+        self.attempt(n, run);
+    }
+
+    /// Makes an attempt. Each failure of the way to the upstream is followed by another one.
+    fn attempt(&mut self, n: usize, run: PollId) {
+        let spec = self.replicas[n].polls[&run].spec.clone();
         let now = self.replicas[n].zero + self.now;
         self.replicas[n].siblings.handle(SiblingInput::Progress(run, PollProgress::AttemptStarted), now);
         let sent = self.now + self.hop();
+        if self.now < self.replicas[n].cut_off_until {
+            return self.at(sent, SweepEvent::CutOff(n, run));
+        }
         self.at(sent, SweepEvent::Sent(n, run));
         let arrives = sent + self.hop();
         let jobs: Vec<usize> = self.jobs_of(&spec);
@@ -269,6 +284,45 @@ impl World {
         let states = jobs.iter().map(|&job| self.state(n, job, answered)).collect();
         let read = answered + self.hop();
         self.at(read, SweepEvent::Ended(n, run, PollOutcome::Jobs(states)));
+    }
+
+    /// Cuts a replica off from the upstream, with the attempts under way.
+    pub(super) fn break_egress(&mut self, n: usize, until: Duration) {
+        self.replicas[n].cut_off_until = until;
+        self.queue.retain(|_, event| match event {
+            SweepEvent::Sent(of, _) | SweepEvent::Ended(of, ..) => *of != n,
+            _ => true,
+        });
+        let waiting = |event: &SweepEvent| match event {
+            SweepEvent::CutOff(of, run) | SweepEvent::Retry(of, run) if *of == n => Some(*run),
+            _ => None,
+        };
+        let waiting: BTreeSet<PollId> = self.queue.values().filter_map(waiting).collect();
+        let runs: Vec<PollId> = self.replicas[n].runs.keys().copied().collect();
+        for run in runs.into_iter().filter(|run| !waiting.contains(run)) {
+            self.at(self.now, SweepEvent::CutOff(n, run));
+        }
+    }
+
+    pub(super) fn cut_off(&mut self, n: usize, run: PollId) -> Option<usize> {
+        let replica = &mut self.replicas[n];
+        if !replica.is_alive || !replica.runs.contains_key(&run) {
+            return None;
+        }
+        let now = replica.zero + self.now;
+        let progress = PollProgress::BackingOff(Failure::Unreachable, RETRY);
+        replica.siblings.handle(SiblingInput::Progress(run, progress), now);
+        self.at(self.now + RETRY, SweepEvent::Retry(n, run));
+        Some(n)
+    }
+
+    pub(super) fn retry(&mut self, n: usize, run: PollId) -> Option<usize> {
+        let replica = &self.replicas[n];
+        if !replica.is_alive || !replica.runs.contains_key(&run) {
+            return None;
+        }
+        self.attempt(n, run);
+        Some(n)
     }
 
     /// Returns the true state of a job. Its body names the key domain and the job, its head the attempt.

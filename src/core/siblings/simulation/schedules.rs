@@ -82,6 +82,9 @@ fn each_fault_costs_no_more_than_its_bounds() {
         (Some(Fault::EngineStop(ms(5_000))), all, 1_500),
         (Some(Fault::EngineFar(ms(20_000), ms(500))), all, 500),
         (Some(Fault::Flush), 0, 0),
+        // The first guest that claims makes the poll; its landing ends the holder's.
+        (Some(Fault::Egress(holder, ms(20_000))), 1, 0),
+        (Some(Fault::Egress(guest, ms(20_000))), 0, 0),
         (Some(Fault::Drain(holder, ms(8_000))), 1, 0),
     ];
     let (mut table, mut is_within) = (String::new(), true);

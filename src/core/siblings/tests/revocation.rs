@@ -8,6 +8,10 @@ fn adopted(epoch: KeyEpoch) -> EngineAnswer {
     EngineAnswer::Adopted { is_mine: true, epoch, guests: Vec::new() }
 }
 
+fn revoked(age: Duration) -> SiblingMessage {
+    SiblingMessage::Revoked { domain: KEY, dead: EPOCH, age, by: None }
+}
+
 impl Gateway {
     fn end(&mut self, poll: u64) -> Vec<String> {
         let outcome = self.outcome(3);
@@ -21,7 +25,7 @@ impl Gateway {
 fn a_poll_that_began_before_a_rejection_never_lands_and_is_never_adopted() {
     let mut gateway = Gateway::linked();
     let mine = gateway.open_granted(1);
-    gateway.message(SiblingMessage::Revoked(KEY, EPOCH, ms(0)));
+    gateway.message(revoked(ms(0)));
     // A guest claims the poll in the next epoch, and leaves it after its own 401.
     gateway.message(SiblingMessage::Taken(name(1), mine));
     gateway.message(SiblingMessage::Left(name(1), token(1)));
@@ -40,7 +44,7 @@ fn a_poll_made_apart_that_began_before_a_rejection_never_lands() {
     gateway.open(1);
     gateway.pass(ms(500));
     gateway.link_up(ME);
-    gateway.message(SiblingMessage::Revoked(KEY, EPOCH, ms(100)));
+    gateway.message(revoked(ms(100)));
     assert_eq!(gateway.take(), ["start 1", "adopt"]);
     // The engine did not know the rejection yet.
     gateway.answer("adopt", adopted(LATER_EPOCH));
@@ -55,7 +59,7 @@ fn a_late_grant_does_not_revive_a_poll_that_began_before_a_rejection() {
     gateway.is_engine_up = false;
     gateway.open(1);
     gateway.pass(ms(100));
-    gateway.message(SiblingMessage::Revoked(KEY, EPOCH, ms(0)));
+    gateway.message(revoked(ms(0)));
     gateway.answer("claim", EngineAnswer::Granted(LATER_EPOCH));
     assert_eq!(gateway.take(), ["claim", "start 1", "leave"]);
     assert_eq!(gateway.end(1), ["leave", "landed 1"]);
@@ -74,7 +78,7 @@ fn a_poll_that_began_after_a_rejection_lands() {
         if epoch.is_none() {
             gateway.link_up(ME);
         }
-        gateway.message(SiblingMessage::Revoked(KEY, EPOCH, age));
+        gateway.message(revoked(age));
         gateway.take();
         assert_eq!(gateway.end(1), ["land", "landed 1"], "{age:?}");
     }
@@ -84,7 +88,7 @@ fn a_poll_that_began_after_a_rejection_lands() {
 fn an_attempt_after_a_rejection_asks_for_the_verdict_again() {
     let mut gateway = Gateway::linked();
     gateway.open_granted(1);
-    gateway.message(SiblingMessage::Revoked(KEY, EPOCH, ms(0)));
+    gateway.message(revoked(ms(0)));
     gateway.pass(ms(100));
     gateway.input(SiblingInput::Progress(PollId(1), PollProgress::AttemptStarted));
     gateway.pass(ms(70));
@@ -104,4 +108,26 @@ fn a_landing_without_a_link_is_sent_with_the_age_of_its_attempt() {
     gateway.link_up(OTHER);
     let EngineCall::Land { attempt_age, .. } = &gateway.calls["land"].1 else { panic!() };
     assert_eq!(*attempt_age, ms(1_000));
+}
+
+/// P11: the acceptance of an earlier attempt proves nothing.
+#[test]
+fn a_rejection_is_not_repeated_once_the_key_is_accepted_again() {
+    for (began, is_repeated) in [(ms(300), false), (ms(100), true)] {
+        let mut gateway = Gateway::linked();
+        let zero = gateway.now;
+        gateway.pass(ms(200));
+        gateway.input(SiblingInput::KeyRefused(KEY));
+        gateway.answer("refuse", EngineAnswer::Done(EngineTime(ms(0))));
+        gateway.pass(ms(400));
+        gateway.input(SiblingInput::KeyAccepted(KEY, zero + began));
+        gateway.take();
+        gateway.link_up(OTHER);
+        let expected: &[&str] = if is_repeated { &["refuse"] } else { &[] };
+        assert_eq!(gateway.take(), expected, "{began:?}");
+        if is_repeated {
+            let EngineCall::Refuse { age, is_repeated, .. } = gateway.calls["refuse"].1 else { panic!() };
+            assert_eq!((age, is_repeated), (ms(400), true));
+        }
+    }
 }

@@ -116,7 +116,7 @@ fn per_response_headers_stay_here() {
 fn a_state_of_a_dead_epoch_is_never_used() {
     let mut gateway = Gateway::linked();
     gateway.open_held(1);
-    gateway.message(SiblingMessage::Revoked(KEY, EPOCH, ms(0)));
+    gateway.message(SiblingMessage::Revoked { domain: KEY, dead: EPOCH, age: ms(0), by: None });
     let message = gateway.landed_message(1, 3, ms(0));
     gateway.message(message);
     gateway.wait_for("claim", ms(200));
