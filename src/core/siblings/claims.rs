@@ -15,6 +15,7 @@ use super::types::{
 };
 use crate::core::coalescer::{PollOutcome, PollProgress};
 use crate::core::job::JobState;
+use crate::core::job_body::ListShape;
 
 /// Time for which a replica whose link is back looks before it claims.
 pub(super) const LOOKING: Duration = Duration::from_millis(300);
@@ -143,18 +144,28 @@ impl Siblings {
 
     /// Takes the lease of a poll that is made here, if the link is up and the lease is vacant.
     pub(super) fn adopt(&mut self, name: PollName, now: Instant) {
-        let Some(poll) = self.polls.get(name).filter(|_| self.link.is_up()) else { return };
-        let (token, age) = (poll.token, now.saturating_duration_since(poll.opened_at));
-        let spec = Arc::clone(&poll.spec);
-        let call = self.call(EngineCall::Adopt { spec, token, age });
-        self.calls.insert(call, (name, token));
+        let call = self.send_adopt(name, now);
         self.polls.change(name, |poll| {
-            let Some(own) = poll.own_mut() else { return };
+            let (Some(call), Some(own)) = (call, poll.own_mut()) else { return };
             own.asked = Some(call);
             own.came.clear();
             own.left.clear();
             (own.adopt_at, own.refused) = (None, 0);
         });
+    }
+
+    /// Takes a lease back that the engine may have given to a sibling meanwhile. The guests are known.
+    pub(super) fn keep_lease(&mut self, name: PollName, now: Instant) {
+        self.send_adopt(name, now);
+    }
+
+    fn send_adopt(&mut self, name: PollName, now: Instant) -> Option<CallId> {
+        let poll = self.polls.get(name).filter(|_| self.link.is_up())?;
+        let (token, age) = (poll.token, now.saturating_duration_since(poll.opened_at));
+        let spec = Arc::clone(&poll.spec);
+        let call = self.call(EngineCall::Adopt { spec, token, age });
+        self.calls.insert(call, (name, token));
+        Some(call)
     }
 
     /// Asks for a lease again some time after a refusal: its holder may have been dead, and unheard here. A holder that
@@ -350,9 +361,13 @@ impl Siblings {
     /// Ends a poll with the result of a sibling's. Claims it if the result cannot be used.
     pub(super) fn sibling_landed(&mut self, name: PollName, result: SiblingResult, now: Instant) {
         let is_delayed = |poll: &SharedPoll| matches!(poll.phase, SharePhase::Delayed { .. });
-        let outcome = if self.is_dead(name, result.epoch) { None } else { into_outcome(result) };
+        let shape = shape_of(&result.outcome);
+        let needs_shape = self.polls.get(name).is_some_and(|poll| poll.spec.needs_shape);
+        let is_usable = !self.is_dead(name, result.epoch)
+            && (shape.is_some() || !needs_shape || !matches!(result.outcome, SharedOutcome::Jobs(_)));
+        let outcome = if is_usable { into_outcome(result) } else { None };
         let Some(outcome) = outcome else {
-            // A dead epoch, or bytes that were too many to be shared.
+            // A dead epoch, bytes that were too many to be shared, or a list without its shape (P8).
             self.polls.change(name, |poll| Arc::make_mut(&mut poll.spec).takes_known = false);
             if !self.polls.get(name).is_some_and(is_delayed) {
                 self.lose(name, None, now);
@@ -361,6 +376,7 @@ impl Siblings {
         };
         let Some(poll) = self.polls.remove(name) else { return };
         if let Some(local) = poll.local {
+            self.outputs.extend(shape.map(|shape| SiblingOutput::Shape(local, shape)));
             self.outputs.push_back(SiblingOutput::Landed(local, outcome));
         }
     }
@@ -454,6 +470,13 @@ impl Siblings {
     /// Returns whether a new poll waits for the engine.
     pub(super) fn asks_first(&self) -> bool {
         self.link.state() == LinkState::Near
+    }
+}
+
+fn shape_of(outcome: &SharedOutcome) -> Option<Arc<ListShape>> {
+    match outcome {
+        SharedOutcome::Jobs(states) => states.iter().find_map(|state| state.shape.clone()),
+        SharedOutcome::Unsplit(_) | SharedOutcome::Refused(_) => None,
     }
 }
 
