@@ -274,6 +274,7 @@ impl TestReplica {
             hold: Duration::from_secs(120),
             takes_known: true,
             max_age: Duration::from_secs(1),
+            needs_shape: false,
         };
         self.cluster.register(&spec, key);
         Arc::new(spec)
@@ -333,6 +334,7 @@ pub(super) fn finished(id: &JobId, body: &str) -> SharedState {
         }),
         age: Duration::ZERO,
         is_final: true,
+        shape: None,
     }
 }
 

@@ -15,6 +15,7 @@ use super::types::{
 };
 use crate::core::coalescer::{PollOutcome, PollProgress};
 use crate::core::job::JobState;
+use crate::core::job_body::ListShape;
 
 /// Time for which a replica whose link is back looks before it claims.
 pub(super) const LOOKING: Duration = Duration::from_millis(300);
@@ -147,25 +148,35 @@ impl Siblings {
 
     /// Takes the lease of a poll that is made here, if the link is up and the lease is vacant.
     pub(super) fn adopt(&mut self, name: PollName, now: Instant) {
-        let Some(poll) = self.polls.get(name).filter(|_| self.link.is_up()) else { return };
-        if poll.own().is_some_and(OwnRun::is_unfit) {
+        if self.polls.get(name).and_then(SharedPoll::own).is_some_and(OwnRun::is_unfit) {
             self.polls.change(name, |poll| {
                 poll.own_mut().into_iter().for_each(|own| own.has_stepped_back = true);
             });
             return;
         }
-        let (token, age) = (poll.token, now.saturating_duration_since(poll.opened_at));
-        let attempt_age = now.saturating_duration_since(poll.began_at());
-        let spec = Arc::clone(&poll.spec);
-        let call = self.call(EngineCall::Adopt { spec, token, age, attempt_age });
-        self.calls.insert(call, (name, token));
+        let call = self.send_adopt(name, now);
         self.polls.change(name, |poll| {
-            let Some(own) = poll.own_mut() else { return };
+            let (Some(call), Some(own)) = (call, poll.own_mut()) else { return };
             own.asked = Some(call);
             own.came.clear();
             own.left.clear();
             (own.adopt_at, own.refused) = (None, 0);
         });
+    }
+
+    /// Takes a lease back that the engine may have given to a sibling meanwhile. The guests are known.
+    pub(super) fn keep_lease(&mut self, name: PollName, now: Instant) {
+        self.send_adopt(name, now);
+    }
+
+    fn send_adopt(&mut self, name: PollName, now: Instant) -> Option<CallId> {
+        let poll = self.polls.get(name).filter(|_| self.link.is_up())?;
+        let (token, age) = (poll.token, now.saturating_duration_since(poll.opened_at));
+        let attempt_age = now.saturating_duration_since(poll.began_at());
+        let spec = Arc::clone(&poll.spec);
+        let call = self.call(EngineCall::Adopt { spec, token, age, attempt_age });
+        self.calls.insert(call, (name, token));
+        Some(call)
     }
 
     /// Asks for a lease again some time after a refusal: its holder may have been dead, and unheard here. A holder that
@@ -367,7 +378,8 @@ impl Siblings {
     pub(super) fn sibling_landed(&mut self, name: PollName, result: SiblingResult, now: Instant) {
         let is_delayed = |poll: &SharedPoll| matches!(poll.phase, SharePhase::Delayed { .. });
         let is_dead = self.is_dead(name, result.epoch);
-        let outcome = if is_dead { None } else { into_outcome(result) };
+        let shape = shape_of(&result.outcome);
+        let outcome = self.usable_outcome(name, result);
         let Some(outcome) = outcome else {
             self.polls.change(name, |poll| Arc::make_mut(&mut poll.spec).takes_known = false);
             match self.polls.get(name).is_some_and(is_delayed) {
@@ -380,21 +392,31 @@ impl Siblings {
         };
         let Some(poll) = self.polls.remove(name) else { return };
         if let Some(local) = poll.local {
+            self.outputs.extend(shape.map(|shape| SiblingOutput::Shape(local, shape)));
             self.outputs.push_back(SiblingOutput::Landed(local, outcome));
         }
     }
 
     /// Ends a poll that the upstream does not hold here, after a failure, with the result of a sibling (P12).
     pub(super) fn landed_meanwhile(&mut self, name: PollName, result: SiblingResult, now: Instant) {
-        if self.is_dead(name, result.epoch) {
-            return;
-        }
-        let Some(outcome) = into_outcome(result) else { return };
+        let shape = shape_of(&result.outcome);
+        let Some(outcome) = self.usable_outcome(name, result) else { return };
         if let Some(local) = self.polls.get(name).and_then(|poll| poll.local) {
             self.polls.set_local(name, None);
+            self.outputs.extend(shape.map(|shape| SiblingOutput::Shape(local, shape)));
             self.outputs.push_back(SiblingOutput::Landed(local, outcome));
         }
         self.end_run(name, now);
+    }
+
+    /// Returns the outcome for the coalescer. `None`: a dead epoch, bytes that were too many to be shared, or a list without
+    /// its shape (P8).
+    pub(super) fn usable_outcome(&self, name: PollName, result: SiblingResult) -> Option<PollOutcome> {
+        let needs_shape = self.polls.get(name).is_some_and(|poll| poll.spec.needs_shape);
+        let has_shape =
+            !matches!(result.outcome, SharedOutcome::Jobs(_)) || shape_of(&result.outcome).is_some();
+        let is_usable = !self.is_dead(name, result.epoch) && (has_shape || !needs_shape);
+        if is_usable { into_outcome(result) } else { None }
     }
 
     pub(super) fn is_dead(&self, name: PollName, epoch: KeyEpoch) -> bool {
@@ -486,6 +508,13 @@ impl Siblings {
     /// Returns whether a new poll waits for the engine.
     pub(super) fn asks_first(&self) -> bool {
         self.link.state() == LinkState::Near
+    }
+}
+
+fn shape_of(outcome: &SharedOutcome) -> Option<Arc<ListShape>> {
+    match outcome {
+        SharedOutcome::Jobs(states) => states.iter().find_map(|state| state.shape.clone()),
+        SharedOutcome::Unsplit(_) | SharedOutcome::Refused(_) => None,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::HOLD;
-use crate::core::coalescer::Proof;
+use crate::core::coalescer::{Pace, Proof};
 use crate::core::job::JobId;
 use crate::core::sweep::Timeline;
 
@@ -82,6 +82,8 @@ pub(super) struct SweepPlan {
     pub(super) is_failing: bool,
     /// Whether faults come while others last.
     pub(super) is_stormy: bool,
+    /// Times of an upstream that answers each request at once. `None`: it holds them.
+    pub(super) pace: Option<Pace>,
     /// When each replica first has a link.
     pub(super) links_at: Vec<Duration>,
 }
@@ -133,6 +135,7 @@ impl SweepPlan {
             max_jobs: rng.usize(2..=6),
             is_failing: rng.u8(..10) == 0,
             is_stormy,
+            pace: None,
             links_at: (0..replicas)
                 .map(
                     |_| {
@@ -182,6 +185,7 @@ impl SweepPlan {
             max_jobs: 6,
             is_failing: false,
             is_stormy: false,
+            pace: None,
             links_at: vec![Duration::ZERO; replicas],
         }
     }

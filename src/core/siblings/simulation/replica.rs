@@ -67,13 +67,13 @@ pub(super) enum PollMaker {
 impl Replica {
     pub(super) fn new(n: usize, plan: &SweepPlan, route: &Route, rng: &mut fastrand::Rng) -> Self {
         let timing = Timing {
-            proves: true,
+            proves: plan.pace.is_none(),
             ladder: route.ladder.clone(),
-            hold: HOLD,
+            hold: plan.pace.map_or(HOLD, |_| Duration::ZERO),
             linger: plan.linger,
             watch_idle: Duration::ZERO,
             max_jobs: plan.max_jobs,
-            pace: None,
+            pace: plan.pace,
         };
         let config = SiblingConfig {
             instance: n as u64 + 1,
@@ -189,9 +189,10 @@ impl World {
                     domain: spec.domain,
                     jobs: spec.jobs.clone(),
                     goal: spec.goal,
-                    hold: HOLD,
+                    hold: self.plan.pace.map_or(HOLD, |_| Duration::ZERO),
                     takes_known: cause != Cause::NoCache,
-                    max_age: Duration::ZERO,
+                    max_age: self.plan.pace.map_or(Duration::ZERO, |pace| pace.live_ttl),
+                    needs_shape: false,
                 };
                 self.replicas[n].polls.insert(id, SweepPoll { spec, maker: Vec::new() });
                 self.replicas[n].siblings.handle(SiblingInput::Open(id, share), now);
@@ -217,7 +218,7 @@ impl World {
                 self.trace(|| format!("[{n}] {run:?} is cancelled"));
                 self.replicas[n].runs.remove(&run).expect("only a started poll is cancelled");
             }
-            SiblingOutput::TryNow(_) => {}
+            SiblingOutput::TryNow(_) | SiblingOutput::Shape(..) => {}
             SiblingOutput::Progress(id, progress) => {
                 self.trace(|| format!("[{n}] {id:?}: {progress:?}"));
                 self.replicas[n].coalescer.handle(Input::Progress(id, progress), now);
@@ -260,7 +261,10 @@ impl World {
         let reached = jobs.iter().map(|&job| self.plan.jobs[job].steps.reaches_at(goal));
         let reached =
             reached.collect::<Option<Vec<_>>>().map(|all| all.into_iter().fold(arrives, Duration::max));
-        let answered = reached.filter(|at| *at <= arrives + HOLD).unwrap_or(arrives + HOLD);
+        let answered = match self.plan.pace {
+            Some(_) => arrives,
+            None => reached.filter(|at| *at <= arrives + HOLD).unwrap_or(arrives + HOLD),
+        };
         if self.plan.is_failing && self.rng.u8(..4) == 0 {
             let fails = arrives + Duration::from_millis(self.rng.u64(..20_000));
             for job in jobs {
