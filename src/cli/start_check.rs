@@ -14,11 +14,19 @@ pub(super) fn check_start(config: Result<Config, ConfigErrors>) -> Result<Config
     if let Err(error) = log::environment_filter() {
         errors.push(chain(&error));
     }
+    let tls = match &config {
+        Ok(config) => config.server.tls.as_ref(),
+        Err(config) => config.tls(),
+    };
+    let files = tls.map(check_files).unwrap_or_default();
+    errors.extend(files.iter().map(|error| chain(error)));
     match config {
         Ok(config) => {
-            let files = config.server.tls.as_ref().map(check_files).unwrap_or_default();
-            errors.extend(files.iter().map(|error| chain(error)));
-            if errors.is_empty() { Ok(config) } else { Err(StartErrors(errors).into()) }
+            if errors.is_empty() {
+                Ok(config)
+            } else {
+                Err(StartErrors(errors).into())
+            }
         }
         Err(config) if errors.is_empty() => Err(config.into()),
         Err(config) => {

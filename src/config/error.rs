@@ -5,6 +5,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::types::TlsConfig;
+
 /// Place where a value was set. The order of the variants is the order in which errors are reported.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
@@ -74,26 +76,39 @@ impl fmt::Display for ConfigError {
 
 /// All errors of a configuration in the order of the file; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigErrors(Vec<ConfigError>);
+pub struct ConfigErrors {
+    errors: Vec<ConfigError>,
+    tls: Option<TlsConfig>,
+}
 
 impl ConfigErrors {
     pub(super) fn new(mut errors: Vec<ConfigError>) -> Self {
         errors.sort_by(|a, b| a.source.cmp(&b.source));
-        Self(errors)
+        Self { errors, tls: None }
+    }
+
+    /// Adds `server.tls` of the invalid configuration.
+    pub(super) fn with_tls(self, tls: Option<TlsConfig>) -> Self {
+        Self { tls, ..self }
     }
 
     pub fn iter(&self) -> std::slice::Iter<'_, ConfigError> {
-        self.0.iter()
+        self.errors.iter()
+    }
+
+    /// Returns `server.tls`, if it has no error itself: its files can be checked in the same run.
+    pub(crate) fn tls(&self) -> Option<&TlsConfig> {
+        self.tls.as_ref()
     }
 }
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.len() {
+        match self.errors.len() {
             1 => writeln!(f, "the configuration has 1 error")?,
             n => writeln!(f, "the configuration has {n} errors")?,
         }
-        self.0.iter().try_for_each(|error| write!(f, "\n{error}"))
+        self.errors.iter().try_for_each(|error| write!(f, "\n{error}"))
     }
 }
 

@@ -127,7 +127,10 @@ fn read(
         }
     }
     let config = schema::build(&raw, env, &mut errors);
-    if errors.is_empty() { Ok((raw, config)) } else { Err(ConfigErrors::new(errors)) }
+    match errors.is_empty() {
+        true => Ok((raw, config)),
+        false => Err(ConfigErrors::new(errors).with_tls(config.server.tls)),
+    }
 }
 
 /// A key with its value in force.

@@ -1,9 +1,12 @@
 //! The admin listener of `serve`.
 
+use super::bind_error;
 use crate::admin::{Admin, AdminContext};
 use crate::cli::error::CommandError;
 use crate::config::{Config, Listen};
 use crate::core::route::SunoEndpoints;
+
+const OTHER_ADDRESS: &str = "set admin.listen to another address, or to \"\" for none";
 
 /// Starts the admin listener, if the configuration has one. With a simulated upstream, any free port replaces the default
 /// address if that is taken: Prometheus does not scrape a demonstration.
@@ -19,10 +22,7 @@ pub(super) async fn start(
     }
     match Admin::start(choices, config, context).await {
         Ok(admin) => Ok(Some(admin)),
-        Err(error) => Err(format!(
-            "cannot listen on {listen}: {error}\nset admin.listen to another address, or to \"\" for none"
-        )
-        .into()),
+        Err(error) => Err(bind_error(listen, &error, OTHER_ADDRESS).into()),
     }
 }
 

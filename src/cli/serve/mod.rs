@@ -307,16 +307,16 @@ async fn bind_listeners(config: &Config) -> Result<Vec<Listener>, CommandError> 
     }
     let mut listeners = Vec::new();
     for listen in &config.server.listen {
-        let listener = Listener::bind(listen)
-            .await
-            .map_err(|error| bind_error(listen, &error, "server.listen or --listen"))?;
+        let listener = Listener::bind(listen).await.map_err(|error| {
+            bind_error(listen, &error, "set server.listen or --listen to another address")
+        })?;
         listeners.push(listener);
     }
     Ok(listeners)
 }
 
-/// Describes why an address is not available, and what to do.
-fn bind_error(listen: &Listen, error: &io::Error, setting: &str) -> String {
+/// Describes why an address is not available, and what to do: correct the cause, or follow `otherwise`.
+fn bind_error(listen: &Listen, error: &io::Error, otherwise: &str) -> String {
     let advice = match (error.kind(), listen) {
         (ErrorKind::AddrInUse, _) => {
             "another program uses it, perhaps a gateway. Stop that program".to_owned()
@@ -336,7 +336,7 @@ fn bind_error(listen: &Listen, error: &io::Error, setting: &str) -> String {
         }
         _ => "Correct the cause".to_owned(),
     };
-    format!("cannot listen on {listen}: {error}\n    {advice}, or set {setting} to another address.")
+    format!("cannot listen on {listen}: {error}\n    {advice}, or {otherwise}.")
 }
 
 /// Starts the clients of `--crowd`. They have API keys, no tokens, and speak plain HTTP.

@@ -61,6 +61,7 @@ async fn an_address_in_use_is_an_error_that_names_the_key() {
     assert_eq!(gateway.wait_for_exit().await.code(), Some(1), "{log:?}");
     let text = log.join("\n");
     assert!(text.contains(&format!("cannot listen on {address}: ")), "{text}");
+    assert!(text.contains("another program uses it, perhaps a gateway"), "{text}");
     assert!(text.contains("set admin.listen to another address, or to \"\" for none"), "{text}");
 }
 

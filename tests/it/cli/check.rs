@@ -79,6 +79,21 @@ fn missing_certificates_and_an_invalid_rust_log_are_reported_at_once() {
 }
 
 #[test]
+fn missing_certificates_are_reported_beside_errors_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let toml = "[server]\nlistn = \"x\"\ntls = { cert = \"no.crt\", key = \"no.key\" }\n";
+    std::fs::write(dir.path().join("bad.toml"), toml).unwrap();
+    let output = check(dir.path(), &["--config", "bad.toml"]);
+    assert_eq!(output.status.code(), Some(2));
+    let errors = text(&output.stderr);
+    for part in
+        ["has 3 errors", "bad.toml:2: server.listn", "server.tls.cert: no.crt", "server.tls.key: no.key"]
+    {
+        assert!(errors.contains(part), "{errors}");
+    }
+}
+
+#[test]
 fn an_unknown_variable_is_a_warning_with_the_nearest_name() {
     let dir = tempfile::tempdir().unwrap();
     let warnings = |name: &str, value: &str| {
