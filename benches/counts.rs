@@ -30,7 +30,7 @@ mod counted {
     /// A hundred hits over an HTTP/1.1 connection.
     pub(crate) const HITS_OVER_HTTP1: u64 = 4_960_000;
     /// A hundred passed-through requests over kept connections.
-    pub(crate) const PASSES: u64 = 7_200_000;
+    pub(crate) const PASSES: u64 = 7_780_000;
     /// A hundred joins to 10 waits, and to 10,000.
     pub(crate) const JOINS: [u64; 2] = [726_000, 810_000];
     /// A hundred of 110 waits leave, and of 10,100.

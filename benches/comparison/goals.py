@@ -9,7 +9,8 @@ OURS = "clipgate"
 
 def rows(figures, text):
     """Returns the table. A goal that was not measured keeps its row of `text`, the table so far."""
-    kept = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()}
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    kept = {row[0]: row for row in cells}
     found = [goal(figures) or kept.get(goal.what) for goal in GOALS]
     return table(["goal", "limit", "measured", "met"], [row for row in found if row])
 

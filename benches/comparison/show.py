@@ -23,8 +23,8 @@ NAMES = dict(
 )
 
 
-def write(run):
-    """Replaces the measured tables of the page. The others stay."""
+def write(run, is_final=True):
+    """Prints the measured tables and, if they are final, replaces those of the page. The others stay."""
     figures = Figures(run)
     page = PAGE.read_text()
     for name, part in TABLES.items():
@@ -32,8 +32,9 @@ def write(run):
         if text := part(figures, found[2]):
             page = f"{page[: found.end(1)]}\n{text}\n{page[found.start(3) :]}"
             print(text)
-    PAGE.write_text(page)
-    plot.draw(figures, PAGE.parent)
+    if is_final:
+        PAGE.write_text(page)
+        plot.draw(figures, PAGE.parent)
 
 
 def measured(part):
