@@ -9,7 +9,7 @@ SEEDS ?= 10000
 TIME ?= 600
 MINUTES ?= 10
 RATE ?= 2000
-TARGETS ?= query job_body coalescer scheduler
+TARGETS ?= query job_body http1 coalescer scheduler
 
 .PHONY: help run test check deny counts load vendors compare sweep soak soak-cluster outages fuzz dist deb manifests tools
 
@@ -18,10 +18,10 @@ help:
 	@echo 'make test           install the programs that the tests need, and run all tests'
 	@echo 'make check          format, lints, documentation, dependencies and instruction counts, each without a warning'
 	@echo 'make deny           dependencies alone: licences, duplicate versions, sources (deny.toml)'
-	@echo 'make counts         instruction counts alone: a hit, a join, a leave and a landing, with budgets (benches/counts.rs)'
+	@echo 'make counts         instruction counts alone: a hit, a pass-through, a join, a leave and a landing, with budgets (benches/counts.rs)'
 	@echo 'make load           upstream calls of a team on DAYS (10) scripted days, with and without the gateway; SEED=n, MIX=FILE'
 	@echo 'make vendors        upstream calls and delays of five vendors'"'"' polling loops, with and without the gateway; SEED=n, RUNS=n'
-	@echo 'make compare        measure the gateway beside other proxies: half an hour on an idle machine'
+	@echo 'make compare        measure the gateway beside other proxies: 15 minutes on an idle machine; PART="hits waits", ROUNDS=n, RESUME=1, QUICK=1'
 	@echo 'make sweep SEEDS=n  the first n (10000) random schedules of the coalescer, alone and with the scheduler; SEED=n: one schedule, with a trace'
 	@echo 'make soak           MINUTES (10) of load at RATE (2000) requests a second with faults, every answer checked; SEED=n'
 	@echo 'make soak-cluster   MINUTES (10) of waits at three replicas with a fault each 5 s: lost waits, delays and calls'
@@ -58,7 +58,7 @@ vendors:
 	cargo bench --locked --bench vendors -- $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED))
 
 compare:
-	benches/compare
+	benches/compare $(PART) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(QUICK),--quick) $(if $(RESUME),--resume)
 
 sweep:
 	CLIPGATE_SWEEP_SEEDS=$(SEEDS) $(if $(SEED),CLIPGATE_SWEEP_SEED=$(SEED)) \

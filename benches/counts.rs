@@ -1,4 +1,4 @@
-//! Instructions of a cached hit, a join, a leave and a landing, each with a budget.
+//! Instructions of a cached hit, a pass-through, a join, a leave and a landing, each with a budget.
 //!
 //! Callgrind counts them, so the load of the machine changes nothing; instructions of the kernel are not included.
 //! `make counts` runs this bench, and fails if a count exceeds its budget. To accept a changed count, higher or lower,
@@ -29,6 +29,8 @@ mod counted {
     pub(crate) const HITS: u64 = 3_360_000;
     /// A hundred hits over an HTTP/1.1 connection.
     pub(crate) const HITS_OVER_HTTP1: u64 = 4_960_000;
+    /// A hundred passed-through requests over kept connections.
+    pub(crate) const PASSES: u64 = 7_780_000;
     /// A hundred joins to 10 waits, and to 10,000.
     pub(crate) const JOINS: [u64; 2] = [726_000, 810_000];
     /// A hundred of 110 waits leave, and of 10,100.
@@ -63,6 +65,15 @@ fn a_hit(mut fixture: GatewayFixture) -> GatewayFixture {
 fn a_hit_over_http1(mut fixture: GatewayFixture) -> GatewayFixture {
     for _ in 0..REPETITIONS {
         black_box(fixture.hit_over_http1());
+    }
+    fixture
+}
+
+#[library_benchmark(config = budget(counted::PASSES))]
+#[bench::hundred(GatewayFixture::with_fixed_upstream())]
+fn a_pass(mut fixture: GatewayFixture) -> GatewayFixture {
+    for _ in 0..REPETITIONS {
+        black_box(fixture.pass_over_http1());
     }
     fixture
 }
@@ -102,6 +113,6 @@ fn a_landing(mut crowd: Crowd) -> Crowd {
     crowd
 }
 
-library_benchmark_group!(name = hit, benchmarks = [a_hit, a_hit_over_http1]);
+library_benchmark_group!(name = hit, benchmarks = [a_hit, a_hit_over_http1, a_pass]);
 library_benchmark_group!(name = coalescer, benchmarks = [a_join, a_leave, a_landing]);
 main!(library_benchmark_groups = [hit, coalescer]);

@@ -87,6 +87,9 @@ pub mod testing {
         pub mod client {
             pub use crate::upstream::client::Client;
         }
+        pub mod http1 {
+            pub use crate::upstream::client::http1::{BodyDecoder, BodyPart, HeadReader, ResponseStart};
+        }
         pub mod poll {
             pub use crate::upstream::poll::Poller;
         }

@@ -3,8 +3,8 @@
 import json
 import statistics
 
-# Minimum utilization of a server for its rate to count: below, the load generator was the limit.
-BUSY = 0.88
+# Minimum utilization of a server for a round to count: below, the load generator was the limit.
+BUSY = 0.95
 MEBIBYTE = 1 << 20
 
 
@@ -27,25 +27,33 @@ class Figures:
     def values(self, key, scene, **wanted):
         return [record[key] for record in self.of(scene, **wanted) if record.get(key) is not None]
 
+    def has(self, scene, **wanted):
+        return bool(self.of(scene, **wanted))
+
     def median(self, key, scene, **wanted):
         return median(self.values(key, scene, **wanted))
 
     def ratio(self, key, peer, beside, scene, **wanted):
         """Returns the median, minimum and maximum of the ratios of two servers, each within a round."""
-        other = {record["round"]: record[key] for record in self.of(scene, peer=beside, **wanted)}
+        other = {record["round"]: record[key] for record in self.of(scene, peer=beside, **wanted) if is_busy(record)}
         pairs = [
             record[key] / other[record["round"]]
             for record in self.of(scene, peer=peer, **wanted)
-            if other.get(record["round"])
+            if is_busy(record) and other.get(record["round"])
         ]
         return (median(pairs), min(pairs), max(pairs)) if pairs else None
 
     def rate(self, scene, **wanted):
         """Returns the median requests per second of the rounds in which the server was busy."""
-        return median([record["rps"] for record in self.of(scene, **wanted) if record["utilization"] >= BUSY])
+        return median([record["rps"] for record in self.of(scene, **wanted) if is_busy(record)])
 
     def rounds(self, scene, **wanted):
         return len({record["round"] for record in self.of(scene, **wanted)})
+
+
+def is_busy(record):
+    """Returns whether the server was busy all the time. Records without load have no utilization."""
+    return record.get("utilization", 1) >= BUSY
 
 
 def median(values):

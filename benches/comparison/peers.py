@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +22,11 @@ SHM = Path("/dev/shm/clipgate-compare")
 
 SERVER_CORE, LOAD_CORE = "0", "1"
 UPSTREAM = 9000
+# An upstream that answers every request with the same bytes.
+FIXED_UPSTREAM = 9001
+ENGINE = 9002
+# Servers with an access log have ports of their own, so that they run beside those without.
+LOG_PORTS = 1000
 # Limit on descriptors, for servers that do not raise it.
 DESCRIPTORS = 20_000
 HZ = os.sysconf("SC_CLK_TCK")
@@ -29,18 +35,32 @@ HZ = os.sysconf("SC_CLK_TCK")
 class Peer:
     """One kind of server."""
 
-    def __init__(self, name, port, command, http2_port=None, program=None):
+    def __init__(self, name, port, command, http2_port=None, program=None, has_log=False):
         self.name = name
         self.port, self.http2_port = port, http2_port
         self.command = command
         self.program = program
+        # Whether an access log can be switched on.
+        self.has_log = has_log
 
     def is_installed(self):
         return shutil.which(str(self.program)) is not None
 
-    def start(self, hold=120, unreached_within=130):
-        """Starts the server in front of an upstream that holds polls for `hold` seconds. Time-outs are a little longer."""
-        values = dict(HTTP1=self.port, HTTP2=self.http2_port, UPSTREAM=UPSTREAM, SECONDS=unreached_within, HOLD=hold)
+    def start(self, hold=120, unreached_within=130, log=True, upstream=UPSTREAM):
+        """Starts the server in front of an upstream that holds polls for `hold` seconds. Time-outs are a little longer.
+
+        `log` switches a buffered access log on, if the server has one.
+        """
+        log = log and self.has_log
+        shift = LOG_PORTS if log else 0
+        values = dict(
+            HTTP1=self.port + shift,
+            HTTP2=self.http2_port and self.http2_port + shift,
+            UPSTREAM=upstream,
+            SECONDS=unreached_within,
+            HOLD=hold,
+            LOG=log,
+        )
         return Running(self, values)
 
 
@@ -48,18 +68,26 @@ class Running:
     """A running server."""
 
     def __init__(self, peer, values):
-        self.peer, self.name = peer, peer.name
-        self.folder = RUN / peer.name
+        self.peer, self.name, self.log = peer, peer.name, values["LOG"]
+        self.port, self.http2_port = values["HTTP1"], values["HTTP2"]
+        folder = f"{peer.name}-{self.port}"
+        self.folder = RUN / folder
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        self.shm = SHM / peer.name
+        self.shm = SHM / folder
         shutil.rmtree(self.shm, ignore_errors=True)
         self.shm.mkdir(parents=True)
         values = dict(values, RUN=self.folder, SHM=self.shm)
         command, environment = peer.command(values)
         self.started = time.monotonic()
-        self.process = pinned(SERVER_CORE, command, self.folder / "log", environment)
-        wait_for_port(peer.port, self.process)
+        # Output and logs stay in memory: they have millions of lines.
+        self.process = pinned(SERVER_CORE, command, self.shm / "output", environment)
+        try:
+            wait_for_port(self.port, self.process)
+        except RuntimeError:
+            print((self.shm / "output").read_text(errors="replace")[-2000:])
+            self.stop()
+            raise
         self.ready_after = time.monotonic() - self.started
 
     def tree(self):
@@ -85,10 +113,6 @@ class Running:
     def stop(self):
         stop(self.process, self.tree())
         shutil.rmtree(self.shm, ignore_errors=True)
-        # Access logs have millions of lines.
-        log = self.folder / "log"
-        if log.stat().st_size > 1 << 20:
-            log.unlink()
 
     def __enter__(self):
         return self
@@ -97,28 +121,52 @@ class Running:
         self.stop()
 
 
-class Upstream:
-    """The upstream, on the core for load."""
+class Helper:
+    """A program on the core for load."""
 
-    def __init__(self, hold=120, unreached=200):
+    def __init__(self, name, port, command):
         RUN.mkdir(parents=True, exist_ok=True)
-        command = [
-            KIT_BUILD / "upstream",
-            "--listen",
-            f"127.0.0.1:{UPSTREAM}",
-            "--hold",
-            hold,
-            "--unreached",
-            unreached,
-        ]
-        self.process = pinned(LOAD_CORE, command, RUN / "upstream.log")
-        wait_for_port(UPSTREAM, self.process)
+        self.process = pinned(LOAD_CORE, command, RUN / f"{name}.log")
+        wait_for_port(port, self.process)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         stop(self.process, [self.process.pid])
+
+
+class Upstream(Helper):
+    """The upstream that holds polls."""
+
+    def __init__(self, hold=120, unreached=200):
+        listen = ["--listen", f"127.0.0.1:{UPSTREAM}"]
+        options = ["--hold", hold, "--unreached", unreached]
+        super().__init__("upstream", UPSTREAM, [KIT_BUILD / "upstream", *listen, *options])
+
+
+class FixedUpstream(Helper):
+    """The upstream that answers at once, at the lowest cost."""
+
+    def __init__(self):
+        super().__init__("fixed", FIXED_UPSTREAM, [KIT_BUILD / "fixed", "--listen", f"127.0.0.1:{FIXED_UPSTREAM}"])
+
+    def requests(self):
+        """Returns the number of requests so far."""
+        url = f"http://127.0.0.1:{FIXED_UPSTREAM}/kit/requests"
+        return int(urllib.request.urlopen(url, timeout=10).read())
+
+
+class Engine(Helper):
+    """The store of replicas."""
+
+    def __init__(self):
+        options = ["--bind", "127.0.0.1", "--port", ENGINE, "--save", "", "--appendonly", "no"]
+        super().__init__("engine", ENGINE, ["redis-server", *options])
+
+    @staticmethod
+    def is_installed():
+        return shutil.which("redis-server") is not None
 
 
 def pinned(core, command, log, environment=None):
@@ -218,18 +266,28 @@ def bare(mode):
     return command
 
 
-def clipgate(values):
-    config = filled("clipgate.toml", dict(values, ADMIN=9098), values["RUN"])
-    return [CLIPGATE, "serve", "--config", config], None
+def clipgate(values, cluster=""):
+    level = "info" if values["LOG"] else "warn"
+    values = dict(values, ADMIN=values["HTTP1"] + 500, LEVEL=level, CLUSTER=cluster)
+    return [CLIPGATE, "serve", "--config", filled("clipgate.toml", values, values["RUN"])], None
+
+
+def clustered(values):
+    secret = "0123456789abcdef" * 2
+    return clipgate(values, f'[cluster]\nurl = "redis://127.0.0.1:{ENGINE}"\nsecret = "{secret}"')
 
 
 def nginx(values):
-    config = filled("nginx.conf", values, values["RUN"])
+    log = f"{values['SHM']}/access.log combined buffer=64k flush=1s" if values["LOG"] else "off"
+    config = filled("nginx.conf", dict(values, LOG=log), values["RUN"])
     return ["nginx", "-p", values["RUN"], "-c", config, "-g", "daemon off;"], None
 
 
 def haproxy(values):
-    return ["haproxy", "-db", "-f", filled("haproxy.cfg", values, values["RUN"])], None
+    # HAProxy has no buffered log to a file: each line is a write.
+    log = "log stdout len 2048 format raw local0 info" if values["LOG"] else ""
+    lines = "log global\n  option httplog" if values["LOG"] else ""
+    return ["haproxy", "-db", "-f", filled("haproxy.cfg", dict(values, LOG=log, LINES=lines), values["RUN"])], None
 
 
 def varnish(values):
@@ -277,7 +335,8 @@ def pingora(values):
 
 def trafficserver(values):
     """Uses its own root directory, and a cache in memory."""
-    root, values = values["RUN"] / "root", dict(values, RETRIES=100 * values["SECONDS"])
+    logging = 2 if values["LOG"] else 0
+    root, values = values["RUN"] / "root", dict(values, RETRIES=100 * values["SECONDS"], LOGGING=logging)
     for folder in ("etc", "var", "run", "log", "cache"):
         (root / folder).mkdir(parents=True)
     etc = root / "etc"
@@ -285,6 +344,11 @@ def trafficserver(values):
         if path.name != "logging.yaml":
             shutil.copy(path, etc)
     shutil.copytree("/etc/trafficserver/body_factory", etc / "body_factory")
+    line = "%<chi> - %<caun> [%<cqtn>] '%<cqtx>' %<pssc> %<pscl>"
+    (etc / "logging.yaml").write_text(
+        f'logging:\n  formats:\n  - name: common\n    format: "{line}"\n'
+        "  logs:\n  - filename: access\n    format: common\n    mode: ascii\n"
+    )
     (root / "runroot.yaml").write_text(
         "\n".join(
             [
@@ -299,7 +363,7 @@ def trafficserver(values):
                 "libexecdir: /usr/lib/trafficserver/modules",
                 f"localstatedir: {root}/var",
                 f"runtimedir: {root}/run",
-                f"logdir: {root}/log",
+                f"logdir: {values['SHM']}",
                 f"cachedir: {root}/cache",
                 "",
             ]
@@ -326,11 +390,12 @@ PEERS = {
         Peer("logged", 8120, bare("logged"), 8130, KIT_BUILD / "bare"),
         Peer("proxy", 8121, bare("proxy"), 8131, KIT_BUILD / "bare"),
         Peer("merge", 8109, bare("merge"), 8119, KIT_BUILD / "bare"),
-        Peer("clipgate", 8108, clipgate, 8108, CLIPGATE),
-        Peer("nginx", 8101, nginx, 8111, "nginx"),
-        Peer("haproxy", 8103, haproxy, 8113, "haproxy"),
+        Peer("clipgate", 8108, clipgate, 8108, CLIPGATE, has_log=True),
+        Peer("clustered", 8104, clustered, 8104, CLIPGATE, has_log=True),
+        Peer("nginx", 8101, nginx, 8111, "nginx", has_log=True),
+        Peer("haproxy", 8103, haproxy, 8113, "haproxy", has_log=True),
         Peer("varnish", 8102, varnish, 8112, "varnishd"),
-        Peer("trafficserver", 8105, trafficserver, None, "traffic_server"),
+        Peer("trafficserver", 8105, trafficserver, None, "traffic_server", has_log=True),
         Peer("pingora", 8106, pingora, 8106, KIT_BUILD / "pingora-peer"),
     ]
 }

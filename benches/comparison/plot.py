@@ -9,7 +9,7 @@ VENV = ROOT / "target" / "compare" / "python"
 LIGHT = dict(ink="#1f2328", line="#d1d9e0", ours="#0969da", others="#8c959f", bare="#bc4c00")
 DARK = dict(ink="#e6edf3", line="#3d444d", ours="#4493f8", others="#848d97", bare="#db8b46")
 # Variants of the bare server, in one colour.
-BARE = ("hyper", "logic", "logged", "merge")
+BARE = ("hyper", "logic", "logged", "merge", "proxy")
 
 
 def draw(figures, folder):
@@ -54,10 +54,12 @@ class Painter:
         self.pyplot, self.colours, self.names = pyplot, colours, names
 
     def comparison(self, figures, path):
-        """Draws four panels of bars: hits over HTTP/1.1 and HTTP/2, delay of the last response, memory of a parked wait."""
+        """Draws five panels of bars: hits over HTTP/1.1 and HTTP/2, pass-through, delay of the last response, memory of a
+        parked wait."""
         panels = [
-            ("Cache hit over HTTP/1.1: CPU µs per request", "hits", "cpu_us", dict(http=1), 1),
-            ("Cache hit over HTTP/2: CPU µs per request", "hits", "cpu_us", dict(http=2), 1),
+            ("Cache hit over HTTP/1.1 with an access log: CPU µs", "hits", "cpu_us", dict(http=1, log=True), 1),
+            ("Cache hit over HTTP/2 with an access log: CPU µs", "hits", "cpu_us", dict(http=2, log=True), 1),
+            ("Pass-through with an access log: CPU µs", "passing", "cpu_us", dict(http=1, log=True), 1),
             ("10,000 identical waits: ms to the last response (p99)", "waits", "p99_ms", dict(waits=10_000), 1),
             (
                 "10,000 identical waits over HTTP/1.1: kB per parked wait",

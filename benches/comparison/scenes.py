@@ -4,13 +4,16 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 from . import load, parts
-from .peers import LOAD_CORE, PEERS, ROOT, RUN, Upstream
+from .peers import FIXED_UPSTREAM, LOAD_CORE, PEERS, ROOT, RUN, Engine, FixedUpstream, Upstream
 from .waits import Clip, Waiters, wait_until_done
 
+CACHES = ("clipgate", "nginx", "haproxy", "varnish", "trafficserver", "pingora")
 KEY = {"Authorization": "Bearer k"}
 # Late joiners, ten times faster than real time.
 LATE_HOLD, LATE_DONE, LATE_WAITS = 12, 15, 17
@@ -18,8 +21,8 @@ LATE_HOLD, LATE_DONE, LATE_WAITS = 12, 15, 17
 LATE_SLACK = 0.2
 
 
-def get(peer, path, timeout=10):
-    request = urllib.request.Request(f"http://127.0.0.1:{peer.port}{path}", headers=KEY)
+def get(server, path, timeout=10):
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", headers=KEY)
     return urllib.request.urlopen(request, timeout=timeout).read()
 
 
@@ -28,71 +31,105 @@ def in_turn(peers, number):
     return peers if number % 2 == 0 else peers[::-1]
 
 
-def started(names, **options):
-    return [PEERS[name].start(**options) for name in names if PEERS[name].is_installed()]
+def installed(names, options):
+    return [name for name in names if name in options.peers and PEERS[name].is_installed()]
 
 
 def hits(options):
-    """Measures cache hits over HTTP/1.1 and HTTP/2, server by server."""
-    names = [name for name in options.peers if name not in ("merge", "proxy")]
-    yield from loaded("hits", names, load.HIT, options, (1, 2))
+    """Measures cache hits over HTTP/1.1 and HTTP/2: all servers without an access log, and those that have one with it."""
+    with Upstream(), Servers() as servers:
+        servers.start(installed(("hyper", "logic", "logged"), options))
+        servers.start(installed(CACHES, options), log=False)
+        servers.start([name for name in installed(CACHES, options) if PEERS[name].has_log])
+        yield from loaded("hits", servers, load.HIT, options, (1, 2))
 
 
 def passing(options):
     """Measures requests that pass through to the upstream."""
-    names = [name for name in ("clipgate", "proxy", "nginx", "haproxy") if name in options.peers]
-    yield from loaded("passing", names, load.PLAIN, options, (1,))
+    names = installed(("clipgate", "nginx", "haproxy"), options)
+    with FixedUpstream() as upstream, Servers() as servers:
+        servers.start(installed(["proxy"], options), log=False, upstream=FIXED_UPSTREAM)
+        servers.start(names, log=False, upstream=FIXED_UPSTREAM)
+        servers.start(names, upstream=FIXED_UPSTREAM)
+        before = upstream.requests()
+        passed = 0
+        for record in loaded("passing", servers, load.PLAIN, options, (1,)):
+            passed += record["n"]
+            yield record
+        if upstream.requests() - before < passed:
+            raise RuntimeError("a server answered from its cache")
 
 
-def loaded(scene, names, path, options, versions):
-    with Upstream():
-        servers = started(names)
-        try:
-            for server in servers:
-                for _ in range(20):
-                    get(server.peer, path)
-            for http in versions:
-                fit = [server for server in servers if http == 1 or server.peer.http2_port]
-                for server in fit:
-                    load.requests(server, path, 1, http)
-                for number in range(options.rounds):
-                    for server in in_turn(fit, number):
-                        seen = load.requests(server, path, options.seconds, http)
-                        yield dict(scene=scene, http=http, round=number, peer=server.name, **seen)
-        finally:
-            for server in servers:
-                server.stop()
+def cluster(options):
+    """Measures hits with `[cluster]` configured, and without."""
+    if not Engine.is_installed():
+        print("skipping cluster: redis-server is not installed", file=sys.stderr)
+        return
+    with Upstream(), Engine(), Servers() as servers:
+        servers.start(installed(("clipgate", "clustered"), options))
+        yield from loaded("cluster", servers, load.HIT, options, (1,))
+
+
+class Servers:
+    """Servers that run side by side."""
+
+    def __init__(self):
+        self.running = []
+
+    def start(self, names, **options):
+        for name in names:
+            self.running.append(PEERS[name].start(**options))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for server in self.running:
+            server.stop()
+
+
+def loaded(scene, servers, path, options, versions):
+    for server in servers.running:
+        for _ in range(20):
+            get(server, path)
+    for http in versions:
+        fit = [server for server in servers.running if http == 1 or server.http2_port]
+        for server in fit:
+            load.requests(server, path, 1, http)
+        for number in range(options.rounds):
+            for server in in_turn(fit, number):
+                seen = load.requests(server, path, options.seconds, http)
+                # The bare server of this name always writes its line.
+                log = server.log or server.name == "logged"
+                yield dict(scene=scene, http=http, log=log, round=number, peer=server.name, **seen)
 
 
 def waits(options):
     """Measures identical waits: upstream requests, delay of the last response, CPU and memory per wait."""
-    names = [
-        name for name in ("clipgate", "merge", "nginx", "varnish", "trafficserver", "pingora") if name in options.peers
-    ]
+    names = installed(("clipgate", "merge", "nginx", "varnish", "trafficserver", "pingora"), options)
     for number in range(options.rounds):
-        for count in (100, 1_000, 10_000):
+        # The smaller numbers vary less.
+        for count in (100, 1_000, 10_000) if number < 2 else (10_000,):
             for name in in_turn(names, number):
-                if PEERS[name].is_installed():
-                    yield dict(scene="waits", waits=count, round=number, peer=name, **fan_out(PEERS[name], count))
+                yield dict(scene="waits", waits=count, round=number, peer=name, **fan_out(PEERS[name], count))
 
 
 def streams(options):
     """Measures identical waits as HTTP/2 streams, a thousand on a connection."""
-    names = [name for name in ("clipgate", "merge", "nginx") if name in options.peers]
+    names = installed(("clipgate", "merge", "nginx"), options)
     for number in range(options.rounds):
         for name in in_turn(names, number):
-            if PEERS[name].is_installed():
-                seen = fan_out(PEERS[name], 10_000, streams=1_000)
-                yield dict(scene="streams", waits=10_000, round=number, peer=name, **seen)
+            seen = fan_out(PEERS[name], 10_000, streams=1_000)
+            yield dict(scene="streams", waits=10_000, round=number, peer=name, **seen)
 
 
 def fan_out(peer, count, streams=None):
     with Upstream(), peer.start() as server:
         for _ in range(3):
-            get(peer, load.HIT)
+            get(server, load.HIT)
         server.settle()
         clip, cpu, resident = Clip(), server.cpu(), server.resident()
-        with Waiters(peer, clip, count, streams=streams) as waiters:
+        with Waiters(server, clip, count, streams=streams) as waiters:
             waiters.wait_until_sent()
             server.settle()
             parked = (server.resident() - resident) / count
@@ -117,34 +154,37 @@ def delays(clip, responses):
 
 def late(options):
     """Measures 17 clients, one each second. The upstream ends polls after 12 s; the clip is finished after 15 s."""
-    names = [name for name in ("clipgate", "nginx", "varnish", "trafficserver", "pingora") if name in options.peers]
+    names = installed(("clipgate", "nginx", "varnish", "trafficserver", "pingora"), options)
     for unreached in (200, 504):
-        for name in names:
-            if PEERS[name].is_installed():
-                yield dict(scene="late", unreached=unreached, peer=name, **join_late(PEERS[name], unreached))
+        # Side by side: they are idle nearly all of the time.
+        with Upstream(LATE_HOLD, unreached), Servers() as servers:
+            servers.start(names, hold=LATE_HOLD, unreached_within=LATE_HOLD + 1)
+            for server in servers.running:
+                for _ in range(3):
+                    get(server, load.HIT)
+                server.settle()
+            with ThreadPoolExecutor(len(names)) as pool:
+                for server, seen in zip(servers.running, pool.map(join_late, servers.running)):
+                    yield dict(scene="late", unreached=unreached, peer=server.name, **seen)
 
 
-def join_late(peer, unreached):
-    with Upstream(LATE_HOLD, unreached), peer.start(hold=LATE_HOLD, unreached_within=LATE_HOLD + 1) as server:
-        for _ in range(3):
-            get(peer, load.HIT)
-        server.settle()
-        clip = Clip()
-        began = time.monotonic()
-        with Waiters(peer, clip, LATE_WAITS, pause_us=1_000_000) as waiters:
-            time.sleep(max(0, began + LATE_DONE - time.monotonic()))
-            clip.put("completed")
-            responses = waiters.responses()
-        short = [one for one in responses if not one.is_reached()]
-        cut = sum(one.waited() < LATE_HOLD - LATE_SLACK for one in short)
-        counts = clip.counts()
-        return dict(
-            calls=counts["calls"],
-            max_open=counts["max_open"],
-            reached=len(responses) - len(short),
-            cut=cut,
-            own_time=len(short) - cut,
-        )
+def join_late(server):
+    clip = Clip()
+    began = time.monotonic()
+    with Waiters(server, clip, LATE_WAITS, pause_us=1_000_000) as waiters:
+        time.sleep(max(0, began + LATE_DONE - time.monotonic()))
+        clip.put("completed")
+        responses = waiters.responses()
+    short = [one for one in responses if not one.is_reached()]
+    cut = sum(one.waited() < LATE_HOLD - LATE_SLACK for one in short)
+    counts = clip.counts()
+    return dict(
+        calls=counts["calls"],
+        max_open=counts["max_open"],
+        reached=len(responses) - len(short),
+        cut=cut,
+        own_time=len(short) - cut,
+    )
 
 
 def crowd(options):
@@ -154,12 +194,12 @@ def crowd(options):
     for number in range(options.rounds):
         with Upstream(), peer.start() as server:
             for _ in range(20):
-                get(peer, load.HIT)
+                get(server, load.HIT)
             load.requests(server, load.HIT, 1)
             server.settle()
             clip, resident = Clip(), server.resident()
             before = [load.requests(server, load.HIT, options.seconds) for _ in range(2)]
-            with Waiters(peer, clip, count, pause_us=50, streams=1_000) as waiters:
+            with Waiters(server, clip, count, pause_us=50, streams=1_000) as waiters:
                 waiters.wait_until_sent()
                 server.settle()
                 parked = (server.resident() - resident) / count
@@ -186,10 +226,10 @@ def bodies(options):
     peer = PEERS["clipgate"]
     for mebibytes in (16, 256, 4096):
         with Upstream(), peer.start() as server:
-            get(peer, load.PLAIN)
+            get(server, load.PLAIN)
             server.settle()
             idle = server.resident()
-            url = f"http://127.0.0.1:{peer.port}/bytes/{mebibytes << 20}"
+            url = f"http://127.0.0.1:{server.port}/bytes/{mebibytes << 20}"
             reader = subprocess.Popen(["taskset", "-c", LOAD_CORE, "curl", "-sS", "-o", "/dev/null", url])
             peak = idle
             while reader.poll() is None:
@@ -202,18 +242,12 @@ def bodies(options):
 
 def starts(options):
     """Measures the time from start to the first accepted connection, and memory when idle."""
-    for number in range(max(options.rounds, 9)):
-        for name in in_turn([name for name in ("clipgate", "nginx", "haproxy") if name in options.peers], number):
-            if PEERS[name].is_installed():
-                with Upstream(), PEERS[name].start() as server:
-                    time.sleep(1)
-                    yield dict(
-                        scene="starts",
-                        round=number,
-                        peer=name,
-                        ready_ms=1e3 * server.ready_after,
-                        idle=server.resident(),
-                    )
+    for number in range(options.rounds):
+        for name in in_turn(installed(("clipgate", "nginx", "haproxy"), options), number):
+            with Upstream(), PEERS[name].start() as server:
+                time.sleep(1)
+                ready, idle = 1e3 * server.ready_after, server.resident()
+                yield dict(scene="starts", round=number, peer=name, ready_ms=ready, idle=idle)
 
 
 def build(_options):
@@ -229,16 +263,18 @@ def build(_options):
     yield dict(scene="build", peer="clipgate", seconds=took, cpu_seconds=spent, cores=os.cpu_count())
 
 
-SCENES = dict(
+# The comparison, in the order of its tables.
+COMPARISON = dict(
     hits=hits,
+    passing=passing,
+    cluster=cluster,
     waits=waits,
-    late=late,
     streams=streams,
     crowd=crowd,
-    passing=passing,
+    late=late,
     bodies=bodies,
     starts=starts,
-    build=build,
-    coalescer=parts.coalescer,
-    hub=parts.hub,
 )
+# Each builds the gateway in another way first, which takes minutes.
+PARTS = dict(build=build, coalescer=parts.coalescer, hub=parts.hub)
+SCENES = dict(**COMPARISON, **PARTS)

@@ -19,64 +19,59 @@ NAMES = dict(
     varnish="Varnish",
     trafficserver="Traffic Server",
     pingora="Pingora",
+    clustered="clipgate with `[cluster]`",
 )
 
 
-def write(run):
+def write(run, is_final=True):
+    """Prints the measured tables and, if they are final, replaces those of the page. The others stay."""
     figures = Figures(run)
-    parts = dict(goals=goals.rows(figures), tables=tables(figures))
-    text = PAGE.read_text()
-    for name, part in parts.items():
-        text = re.sub(
-            rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)",
-            lambda found: f"{found[1]}\n{part}\n{found[2]}",
-            text,
-            flags=re.S,
-        )
-        print(part)
-    PAGE.write_text(text)
-    plot.draw(figures, PAGE.parent)
+    page = PAGE.read_text()
+    for name, part in TABLES.items():
+        found = re.search(rf"(<!-- {name}: .*? -->\n)(.*?)(<!-- /{name} -->)", page, flags=re.S)
+        if text := part(figures, found[2]):
+            page = f"{page[: found.end(1)]}\n{text}\n{page[found.start(3) :]}"
+            print(text)
+    if is_final:
+        PAGE.write_text(page)
+        plot.draw(figures, PAGE.parent)
 
 
-def tables(figures):
-    parts = [
-        hits(figures, 1),
-        hits(figures, 2),
-        waits(figures),
-        streams(figures),
-        late(figures),
-        passing(figures),
-        starts(figures),
-    ]
-    return "\n\n".join(part for part in parts if part)
+def measured(part):
+    return lambda figures, _text: part(figures)
 
 
 def hits(figures, http):
     version = "HTTP/1.1, 64 connections" if http == 1 else "HTTP/2, 8 connections of 8 streams"
-    return loaded(figures, f"Cached hits over {version}", "hits", "hyper", http)
+    return loaded(figures, f"Cached hits over {version}", "hits", http)
 
 
 def passing(figures):
-    return loaded(figures, "Passed through, 2.5 kB", "passing", "nginx", 1)
+    return loaded(figures, "Passed through, 2.5 kB over HTTP/1.1, 64 connections", "passing", 1)
 
 
-def loaded(figures, title, scene, base, http):
-    peers = figures.peers(scene, http=http)
-    if not peers:
-        return None
-    cpu = {peer: figures.median("cpu_us", scene, peer=peer, http=http) for peer in peers}
-    rows = [
-        [
-            NAMES[peer],
-            number(cpu[peer], 1),
-            spread(figures.ratio("cpu_us", peer, base, scene, http=http)),
-            number(figures.rate(scene, peer=peer, http=http)),
-            number(figures.median("p99_ms", scene, peer=peer, http=http), 1),
+def loaded(figures, title, scene, http):
+    """Returns two tables: all servers without an access log, and those that have one with it."""
+    parts = []
+    for log, how in ((False, "no server writes an access log"), (True, "each writes an access log")):
+        wanted = dict(http=http, log=log)
+        peers = figures.peers(scene, **wanted)
+        cpu = {peer: figures.median("cpu_us", scene, peer=peer, **wanted) for peer in peers}
+        rows = [
+            [
+                NAMES[peer],
+                number(cpu[peer], 1),
+                spread(figures.ratio("cpu_us", peer, "nginx", scene, **wanted)),
+                number(figures.median("utilization", scene, peer=peer, **wanted), 2),
+                number(figures.rate(scene, peer=peer, **wanted)),
+                number(figures.median("p99_ms", scene, peer=peer, **wanted), 1),
+            ]
+            for peer in sorted(peers, key=cpu.get)
         ]
-        for peer in sorted(peers, key=cpu.get)
-    ]
-    head = ["server", "CPU µs per request", f"relative to {NAMES[base]}", "requests per second", "p99 ms"]
-    return f"{title} ({figures.rounds(scene, http=http)} rounds):\n\n{table(head, rows)}"
+        if rows:
+            head = ["server", "CPU µs per request", "relative to nginx", "busy", "requests per second", "p99 ms"]
+            parts.append(f"{title}; {how} ({figures.rounds(scene, **wanted)} rounds):\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
 
 
 def waits(figures):
@@ -151,3 +146,14 @@ def starts(figures):
         for peer in figures.peers("starts")
     ]
     return table(["server", "ms from start to ready", "MB resident when idle"], rows) if rows else None
+
+
+TABLES = dict(
+    goals=goals.rows,
+    hits=measured(lambda figures: "\n\n".join(filter(None, [hits(figures, 1), hits(figures, 2)]))),
+    passing=measured(passing),
+    waits=measured(waits),
+    streams=measured(streams),
+    late=measured(late),
+    starts=measured(starts),
+)

@@ -34,8 +34,8 @@ def ask(path, method="GET"):
 class Waiters:
     """Clients that wait for one clip. With `streams`, they share HTTP/2 connections, with this number of streams on each."""
 
-    def __init__(self, peer, clip, waits, pause_us=250, streams=None):
-        port = peer.http2_port if streams else peer.port
+    def __init__(self, server, clip, waits, pause_us=100, streams=None):
+        port = server.http2_port if streams else server.port
         command = [
             "taskset",
             "-c",

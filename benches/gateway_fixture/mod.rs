@@ -1,5 +1,6 @@
 //! A gateway with the parts of `clipgate serve`, on one thread, with one job in its cache.
 
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -44,19 +45,48 @@ pub struct GatewayFixture {
 impl GatewayFixture {
     /// Creates a fixture, and sends enough requests that caches and tables are filled and connections are open.
     pub fn new() -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let mut config = Config::default();
-        config.limits.requests_per_second = 1_000_000;
-        config.limits.burst = 1_000_000;
-        let log = log::init(&config.log).expect("no other log is started");
-        let mut registry = Registry::default();
-        let (gateway, client) = runtime.block_on(async {
+        let runtime = runtime();
+        let address = runtime.block_on(async {
             let upstream = TcpListener::bind(("127.0.0.1", 0)).await.expect("a socket");
             let address = upstream.local_addr().expect("a bound socket has an address");
-            config.upstream.base_url = format!("http://{address}").parse().expect("a valid URL");
             let sim = Sim::new(SimOptions::default());
             sim.set_status(JOB, "completed");
             tokio::spawn(sim.serve(upstream, std::future::pending()));
+            address
+        });
+        let mut fixture = Self::start(runtime, address);
+        fixture.body = fixture.hit();
+        for _ in 0..WARM_UP {
+            fixture.hit();
+            fixture.hit_over_http1();
+        }
+        let response = String::from_utf8_lossy(fixture.hit_over_http1());
+        assert!(response.contains("\r\ncache-status: clipgate; hit; "), "{response}");
+        fixture
+    }
+
+    /// Creates a fixture whose upstream answers every request with the same bytes.
+    pub fn with_fixed_upstream() -> Self {
+        let mut fixture = Self::start(runtime(), fixed_upstream());
+        fixture.body = Bytes::from(FIXED_BODY.repeat(64));
+        for _ in 0..WARM_UP {
+            fixture.pass_over_http1();
+        }
+        let response = String::from_utf8_lossy(fixture.pass_over_http1());
+        assert!(response.contains("\r\ncache-status: clipgate; fwd=bypass"), "{response}");
+        fixture
+    }
+
+    fn start(runtime: Runtime, upstream: SocketAddr) -> Self {
+        let mut config = Config::default();
+        config.limits.requests_per_second = 1_000_000;
+        config.limits.burst = 1_000_000;
+        config.limits.calls_per_second = 1_000_000;
+        config.limits.calls_burst = 1_000_000;
+        config.upstream.base_url = format!("http://{upstream}").parse().expect("a valid URL");
+        let log = log::init(&config.log).expect("no other log is started");
+        let mut registry = Registry::default();
+        let (gateway, client) = runtime.block_on(async {
             let (gateway, hub) = Gateway::new(&config, Metrics::new(&mut registry)).expect("a gateway");
             tokio::spawn(hub);
             let stop = CancellationToken::new();
@@ -69,15 +99,7 @@ impl GatewayFixture {
         });
         let response = vec![0; 16 << 10];
         let body = Bytes::new();
-        let mut fixture = Self { runtime, gateway, client, body, response, _log: log, _registry: registry };
-        fixture.body = fixture.hit();
-        for _ in 0..WARM_UP {
-            fixture.hit();
-            fixture.hit_over_http1();
-        }
-        let response = String::from_utf8_lossy(fixture.hit_over_http1());
-        assert!(response.contains("\r\ncache-status: clipgate; hit; "), "{response}");
-        fixture
+        Self { runtime, gateway, client, body, response, _log: log, _registry: registry }
     }
 
     /// Sends one request through [`Gateway::handle`]. Returns the job's bytes.
@@ -102,8 +124,17 @@ impl GatewayFixture {
     /// Sends one request over the client's HTTP/1.1 connection. Returns the raw response. The count includes parser,
     /// server and writer, and no instructions of the kernel.
     pub fn hit_over_http1(&mut self) -> &[u8] {
+        self.get_over_http1(TARGET)
+    }
+
+    /// Sends one request that the gateway passes through to the upstream, and returns the raw response.
+    pub fn pass_over_http1(&mut self) -> &[u8] {
+        self.get_over_http1("/plain")
+    }
+
+    fn get_over_http1(&mut self, target: &str) -> &[u8] {
         let request =
-            format!("GET {TARGET} HTTP/1.1\r\nhost: gateway\r\nauthorization: {AUTHORIZATION}\r\n\r\n");
+            format!("GET {target} HTTP/1.1\r\nhost: gateway\r\nauthorization: {AUTHORIZATION}\r\n\r\n");
         let Self { runtime, client, response, body, .. } = self;
         let read = runtime.block_on(async {
             client.write_all(request.as_bytes()).await.expect("the connection is open");
@@ -122,6 +153,35 @@ impl GatewayFixture {
         response
     }
 }
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// Starts an upstream with a thread for each connection. It costs some hundred instructions a request.
+fn fixed_upstream() -> SocketAddr {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a socket");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    let body = FIXED_BODY.repeat(64);
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ndate: Mon, 01 Jan 2024 00:00:00 GMT\r\n";
+    let response = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, response) = (stream.expect("a connection"), response.clone());
+            std::thread::spawn(move || {
+                let mut request = [0; 4096];
+                // A request is short, so that one read takes all of it.
+                while stream.read(&mut request).is_ok_and(|read| read > 0) {
+                    stream.write_all(response.as_bytes()).expect("the gateway reads the response");
+                }
+            });
+        }
+    });
+    address
+}
+
+/// A part of the body of the fixed upstream, which has 64 of them: 2.5 kB.
+const FIXED_BODY: &str = "Headlights paint the empty road at night";
 
 async fn body_of<B: http_body::Body<Data = Bytes>>(response: Response<B>) -> Bytes {
     assert_eq!(response.status(), StatusCode::OK);

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::watch;
 
 use crate::auth::Authenticator;
@@ -36,7 +36,9 @@ pub(super) struct ClientAccess {
     authenticator: Arc<Authenticator>,
     reloads: watch::Receiver<ReloadNotice>,
     /// Only the fields of `auth.headers`.
-    credentials: HeaderMap,
+    credentials: Vec<(HeaderName, HeaderValue)>,
+    /// A time before the authentication of the request.
+    arrived: Instant,
     member: Option<Arc<str>>,
 }
 
@@ -47,19 +49,23 @@ impl ClientAccess {
         reloads: &watch::Sender<ReloadNotice>,
         headers: &HeaderMap,
         member: Option<Arc<str>>,
+        arrived: Instant,
     ) -> Self {
         Self {
             authenticator: Arc::clone(authenticator),
             reloads: reloads.subscribe(),
             credentials: authenticator.key_fields(headers),
+            arrived,
             member,
         }
     }
 
     /// Ends `wait.max_timeout` after the reload that revoked the access, unless a later reload has granted it again.
     pub(super) async fn revoked(mut self) {
-        // A reload may have come between the authentication of the request and the subscription.
-        let mut revoked_at = (!self.is_allowed()).then(clock::now);
+        // A reload may have come between the authentication of the request and the subscription. A notice from before
+        // the request arrived is of a configuration that has authenticated it.
+        let may_be_revoked = self.reloads.borrow().at >= self.arrived;
+        let mut revoked_at = (may_be_revoked && !self.is_allowed()).then(clock::now);
         loop {
             let ReloadNotice { max_timeout, .. } = *self.reloads.borrow();
             let end = async {
@@ -83,7 +89,7 @@ impl ClientAccess {
     }
 
     fn is_allowed(&self) -> bool {
-        let identity = self.authenticator.identify(&self.credentials);
+        let identity = self.authenticator.identify(&self.credentials.iter().cloned().collect());
         identity.is_ok_and(|identity| identity.and_then(|identity| identity.member) == self.member)
     }
 }

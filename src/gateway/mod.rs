@@ -345,7 +345,9 @@ impl Gateway {
     /// Returns a future that ends once a reload has revoked the client's access.
     fn watch_revocation(&self, headers: &HeaderMap, state: &RequestState) -> Revocation {
         let member = state.log.member.clone();
-        ClientAccess::new(&self.0.authenticator, &self.0.reloads, headers, member).revoked().boxed().shared()
+        let arrived = state.log.ctx().arrived;
+        let access = ClientAccess::new(&self.0.authenticator, &self.0.reloads, headers, member, arrived);
+        access.revoked().boxed().shared()
     }
 }
 

@@ -87,9 +87,11 @@ impl ForwardedChain {
                 forwarded.push_str(", ");
                 x_forwarded_for.push_str(", ");
             }
-            hop.write_element(&mut forwarded);
+            let node = x_forwarded_for.len();
             hop.write_node(&mut x_forwarded_for);
+            hop.write_element(&x_forwarded_for[node..], &mut forwarded);
         }
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto(self.is_https.unwrap_or(is_tls))));
         let mut insert = |name: HeaderName, text: &str| {
             if let Ok(value) = HeaderValue::from_str(text) {
                 headers.insert(name, value);
@@ -97,7 +99,6 @@ impl ForwardedChain {
         };
         insert(FORWARDED, &forwarded);
         insert(X_FORWARDED_FOR, &x_forwarded_for);
-        insert(X_FORWARDED_PROTO, proto(self.is_https.unwrap_or(is_tls)));
         if let Some(host) = self.host.as_ref().or(host) {
             insert(X_FORWARDED_HOST, host.as_str());
         }
@@ -120,13 +121,13 @@ impl Hop {
         }
     }
 
-    /// Writes an element of `Forwarded`.
-    fn write_element(&self, text: &mut String) {
+    /// Writes an element of `Forwarded`. `node` is the text of [`Self::write_node`].
+    fn write_element(&self, node: &str, text: &mut String) {
         let (before, after) =
             if matches!(self.address, Some(IpAddr::V6(_))) { ("\"[", "]\"") } else { ("", "") };
         text.push_str("for=");
         text.push_str(before);
-        self.write_node(text);
+        text.push_str(node);
         text.push_str(after);
         if let Some(is_https) = self.is_https {
             text.push_str(";proto=");

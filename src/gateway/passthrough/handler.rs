@@ -106,14 +106,14 @@ impl Gateway {
                 _slot: Some(Arc::clone(&slot)),
             });
             state.log.disposition = Disposition::Passthrough;
-            let (is_read, host) = (
-                [Method::GET, Method::HEAD].contains(request.method()),
-                requested_host(request.uri(), request.headers()),
-            );
-            let is_proxied = is_proxied(request.headers());
+            let is_read = [Method::GET, Method::HEAD].contains(request.method());
+            // Only links need them.
+            let headers = self.0.links.as_ref().map(|_| request.headers());
+            let host = headers.and_then(|headers| requested_host(request.uri(), headers));
+            let is_proxied = headers.is_some_and(is_proxied);
             let action = PendingAction::of(&self, &request, identity.as_ref());
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
-            let named = query::named(&self.0.routes, request.uri().path(), request.uri().query());
+            let uri = request.uri().clone();
             let credential = identity.as_ref().map(|identity| identity.credential.clone());
             let account = UpstreamAccount { credential, is_lent: state.is_lent };
             let forwarding = self.0.passthrough.forward(request, state.log.ctx(), account, &state.span);
@@ -138,9 +138,13 @@ impl Gateway {
                 // In open mode the key that the upstream rejects is the client's own, and no key of the domain.
                 let has_key = identity.origin != KeyOrigin::Open;
                 let verdict = key_verdict(response.status()).filter(|_| has_key);
-                self.record_key_verdict(verdict, identity.domain, &named);
-                if is_read && response.status() == StatusCode::NOT_FOUND {
-                    self.remove_missing(identity.domain, &named);
+                let is_missing = is_read && response.status() == StatusCode::NOT_FOUND;
+                if is_missing || !matches!(verdict, Some(KeyVerdict::Accepted) | None) {
+                    let named = query::named(&self.0.routes, uri.path(), uri.query());
+                    self.record_key_verdict(verdict, identity.domain, &named);
+                    if is_missing {
+                        self.remove_missing(identity.domain, &named);
+                    }
                 }
             }
             if let Some(links) = &self.0.links {

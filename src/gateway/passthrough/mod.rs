@@ -52,6 +52,9 @@ mod handler;
 mod slots;
 mod upload;
 
+/// Most fields that the gateway adds to the head of a request.
+const MAX_ADDED_FIELDS: usize = 9;
+
 #[derive(Clone)]
 pub(super) struct Passthrough {
     client: Client,
@@ -213,6 +216,7 @@ impl Passthrough {
         let host = requested_host(request.uri(), request.headers());
         let (parts, body) = request.into_parts();
         let mut headers = parts.headers;
+        headers.reserve(MAX_ADDED_FIELDS);
         strip_hop_by_hop(&mut headers);
         headers.remove(header::HOST); // `upstream/client` adds the upstream's
         set_framing(&mut headers, &parts.method, &body);
@@ -236,8 +240,12 @@ impl Passthrough {
 
         let progress = Arc::new(UploadProgress::new());
         let (credential, progress_of_body) = (account.credential, progress.clone());
-        let upload = UploadBody { body, left: self.max_body, progress: progress_of_body, credential };
-        let mut request = Request::new(Body::stream(upload)); // drops the extensions of the client's connection
+        let body = if body.is_end_stream() {
+            Body::empty()
+        } else {
+            Body::stream(UploadBody { body, left: self.max_body, progress: progress_of_body, credential })
+        };
+        let mut request = Request::new(body); // drops the extensions of the client's connection
         *request.method_mut() = parts.method;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;

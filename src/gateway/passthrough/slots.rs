@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 
 use crate::limits::Subject;
@@ -25,7 +26,7 @@ struct SharedSlots {
 struct SlotCounts {
     total: usize,
     /// Every entry is at least 1.
-    by_subject: HashMap<Subject, usize>,
+    by_subject: HashMap<Subject, usize, RandomState>,
 }
 
 /// The slot of one request. Dropping it gives it back.

@@ -28,7 +28,7 @@
 //! caller was notified that the poll is on a connection.
 
 mod connect;
-mod http1;
+pub(crate) mod http1;
 mod http2;
 mod observed_stream;
 mod pool;

@@ -10,7 +10,7 @@ const MAX_TRAILERS: usize = 64;
 
 /// Reads one body from the bytes of a connection. Takes no byte after the end of the body.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct BodyDecoder {
+pub struct BodyDecoder {
     framing: Framing,
     /// Bytes of the buffer without the end of the current line.
     scanned: usize,
@@ -31,7 +31,7 @@ enum Framing {
 
 /// Next part of a body.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum BodyPart {
+pub enum BodyPart {
     Data(Bytes),
     Trailers(HeaderMap),
     /// The body has ended. Returned again after that.
@@ -69,7 +69,7 @@ impl BodyDecoder {
         Self { framing, scanned: 0 }
     }
 
-    pub(super) fn has_ended(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         self.framing == Framing::Ended
     }
 
@@ -83,7 +83,7 @@ impl BodyDecoder {
     }
 
     /// Takes the next part of the body from the buffer.
-    pub(super) fn decode(&mut self, read: &mut BytesMut) -> Result<BodyPart, BodyFault> {
+    pub fn decode(&mut self, read: &mut BytesMut) -> Result<BodyPart, BodyFault> {
         loop {
             match &mut self.framing {
                 Framing::Ended => return Ok(BodyPart::End),
@@ -125,7 +125,7 @@ impl BodyDecoder {
     }
 
     /// Takes in the end of the connection.
-    pub(super) fn close(&mut self) -> Result<(), BodyFault> {
+    pub fn close(&mut self) -> Result<(), BodyFault> {
         match self.framing {
             Framing::Close | Framing::Ended => {
                 self.framing = Framing::Ended;

@@ -1,6 +1,6 @@
 //! Heads of messages (RFC 9112 sections 2 to 6): writes that of a request, reads that of a response. Pure.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRAILER, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
@@ -47,10 +47,10 @@ pub enum HeadFault {
 }
 
 /// A response whose body follows.
-pub(super) struct ResponseStart {
-    pub(super) response: Response<BodyDecoder>,
+pub struct ResponseStart {
+    pub response: Response<BodyDecoder>,
     /// Whether the connection may carry another request after the body.
-    pub(super) keeps_alive: bool,
+    pub keeps_alive: bool,
 }
 
 /// Returns the head of a request, and the framing of its body.
@@ -131,19 +131,19 @@ pub(super) fn write_last_chunk(allowed: &[HeaderName], trailers: Option<&HeaderM
 
 /// Reads heads of responses, final and interim ones.
 #[derive(Debug, Default)]
-pub(super) struct HeadReader {
+pub struct HeadReader {
     /// Bytes of the buffer without the end of a head.
     scanned: usize,
+    /// Whether the buffer was parsed once.
+    is_begun: bool,
 }
 
 impl HeadReader {
     /// Takes the head of a response from the buffer. `None`: more bytes are needed.
-    pub(super) fn read(
-        &mut self,
-        read: &mut BytesMut,
-        method: &Method,
-    ) -> Result<Option<ResponseStart>, HeadFault> {
-        if !self.has_end(read) {
+    pub fn read(&mut self, read: &mut BytesMut, method: &Method) -> Result<Option<ResponseStart>, HeadFault> {
+        // Most heads arrive in one piece, so the search for their end follows the first attempt only.
+        let is_first = std::mem::replace(&mut self.is_begun, true);
+        if read.is_empty() || (!is_first && !self.has_end(read)) {
             return if read.len() <= MAX_HEAD { Ok(None) } else { Err(HeadFault::TooLong) };
         }
         let mut few = [httparse::EMPTY_HEADER; FEW_FIELDS];
@@ -154,11 +154,14 @@ impl HeadReader {
         match parsed? {
             Some((_, end)) if end > MAX_HEAD => Err(HeadFault::TooLong),
             Some((start, end)) => {
-                let _ = read.split_to(end);
-                self.scanned = 0;
+                read.advance(end);
+                *self = Self::default();
                 Ok(Some(start))
             }
-            None if read.len() <= MAX_HEAD => Ok(None),
+            None if read.len() <= MAX_HEAD => {
+                self.scanned = read.len();
+                Ok(None)
+            }
             None => Err(HeadFault::TooLong),
         }
     }

@@ -39,8 +39,10 @@ use tokio_util::task::TaskTracker;
 
 pub(super) use self::body::Http1Body;
 use self::decoder::BodyFault;
+pub use self::decoder::{BodyDecoder, BodyPart};
 use self::exchange::Exchange;
 use self::head::{HeadFault, write_request};
+pub use self::head::{HeadReader, ResponseStart};
 use super::connect::Stream;
 use super::pool::Pool;
 use super::response_body::ResponseBody;
