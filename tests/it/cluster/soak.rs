@@ -84,7 +84,7 @@ async fn wait(addresses: Addresses, sim: Sim, id: String, ends_at: Instant, coun
             };
             match attempt.await {
                 Some(answer)
-                    if *answer.body() == sim.body(&id, "queued")
+                    if *answer.body() == sim.body(&id, "submitted")
                         && counts.is_draining.load(Ordering::Relaxed) =>
                 {
                     counts.early.fetch_add(1, Ordering::Relaxed);
