@@ -503,7 +503,9 @@ async fn round_trips_of_claims_and_landings_are_short() {
         assert!(matches!(b.claim(&of_b, ROUNDS + n).await, EngineAnswer::Known(..)));
         hits.push(clock::now() - asked);
     }
-    [&mut claims, &mut landings, &mut hits].map(|times| times.sort_unstable());
+    for times in [&mut claims, &mut landings, &mut hits] {
+        times.sort_unstable();
+    }
     let median = |times: &[Duration]| times[times.len() / 2];
     println!(
         "claim {:?}, landing heard elsewhere {:?}, state read from the engine {:?}",
