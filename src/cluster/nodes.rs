@@ -88,10 +88,9 @@ impl EngineServers {
 
     /// Asks one node after the other for the owners of all shards, from a random one on: some may have an old map.
     async fn owners(&mut self) -> Result<Vec<ShardOwner>, ConnectError> {
-        let mut nodes = self.urls.clone();
+        let mut nodes: Vec<_> = self.urls.iter().chain(&self.last_nodes).cloned().collect();
         let first = fastrand::usize(..nodes.len().max(1));
         nodes.rotate_left(first);
-        nodes.append(&mut self.last_nodes.clone());
         let mut last = ConnectError::NoOwner;
         for node in nodes {
             let question = redis::cmd("CLUSTER").arg("SLOTS").to_owned();
