@@ -30,6 +30,7 @@ use self::error::CommandError;
 const EXAMPLES: &str = "\
 Examples:
   clipgate --sim --speed 10 --crowd 50   a simulated API and clients: needs no key and no network
+  clipgate --sim --replicas 3            three gateways that share polls, with the installed Valkey or Redis
   clipgate                               in front of https://api.aimlapi.com, on 127.0.0.1:8080
   clipgate --config config.toml          with a configuration file
   clipgate --listen 127.0.0.1:9000       on another port

@@ -33,9 +33,9 @@ let page;
 /** Errors and warnings of the page, and its requests to other origins. */
 let faults = [];
 
-async function open({ url, width, height, dark, login }) {
+async function open({ url, width, height, dark, login, scale = 1 }) {
   const httpCredentials = login ? { username: login[0], password: login[1] } : undefined;
-  const context = await browser.newContext({ viewport: { width, height }, httpCredentials });
+  const context = await browser.newContext({ viewport: { width, height }, deviceScaleFactor: scale, httpCredentials });
   page = await context.newPage();
   page.setDefaultTimeout(TIMEOUT_MS);
   await page.emulateMedia({ colorScheme: dark ? "dark" : "light" });

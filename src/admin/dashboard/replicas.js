@@ -10,7 +10,7 @@ const LINKS = {
   apart: { text: "✕ no engine", title: "This replica makes all its polls itself.", level: "warn" },
 };
 
-/** Number of digits by which people tell replicas apart. */
+/** Number of shown digits of a name: enough to distinguish replicas. */
 const SHORT = 8;
 
 export class Replicas {

@@ -124,16 +124,32 @@ fn samples(config: &Config, base: &str, speed: f64) -> String {
     text
 }
 
+/// State that the commands of a banner wait for.
+pub(super) struct SampleWait {
+    pub(super) word: String,
+    /// Longest time until a new clip has reached it.
+    pub(super) seconds: f64,
+    /// Advice for a slow simulation, or nothing.
+    pub(super) hint: &'static str,
+}
+
+impl SampleWait {
+    pub(super) fn at(speed: f64) -> Self {
+        let SunoEndpoints { ladder, .. } = SunoEndpoints::default();
+        let words: Vec<_> = ladder.askable_words().collect();
+        let (&last, before) = words.split_last().expect("a ladder has a state that clients can wait for");
+        let audible = before.last().unwrap_or(&last);
+        // Within ten seconds, if that is possible: at the speed of life a clip takes two minutes to its end.
+        let (word, seconds) =
+            if DONE_SECONDS / speed <= 10.0 { (last, DONE_SECONDS) } else { (*audible, AUDIBLE_SECONDS) };
+        let hint = if speed < 3.0 { "; --speed 10 is faster" } else { "" };
+        Self { word: word.to_owned(), seconds: (seconds / speed).ceil(), hint }
+    }
+}
+
 fn clip_commands(base: &str, speed: f64) -> String {
-    let SunoEndpoints { single_path, single_param, status_param, ladder, .. } = SunoEndpoints::default();
-    let words: Vec<_> = ladder.askable_words().collect();
-    let (&last, before) = words.split_last().expect("a ladder has a state that clients can wait for");
-    let audible = before.last().unwrap_or(&last);
-    // Within ten seconds, if that is possible: at the speed of life a clip takes two minutes to its end.
-    let (word, seconds) =
-        if DONE_SECONDS / speed <= 10.0 { (last, DONE_SECONDS) } else { (*audible, AUDIBLE_SECONDS) };
-    let seconds = (seconds / speed).ceil();
-    let hint = if speed < 3.0 { "; --speed 10 is faster" } else { "" };
+    let SunoEndpoints { single_path, single_param, status_param, .. } = SunoEndpoints::default();
+    let SampleWait { word, seconds, hint } = SampleWait::at(speed);
     format!(
         r#"
   In another shell, make a clip, and let ten clients wait for it at once. After at most {seconds} s all are answered,

@@ -1,8 +1,8 @@
 //! `--crowd`: clients that play a busy day in front of a simulated upstream, so that the dashboard is alive at once.
 //!
 //! Clients form groups. The first client of a group creates two clips, all of them wait for one or both, read them again
-//! once they are done, and begin again. Groups use a few API keys in turn. All requests go through the gateway's own
-//! listener.
+//! once they are done, and begin again. Groups use a few API keys in turn. All requests go through the listeners of
+//! the gateways, each through a random one.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,11 +32,19 @@ const KEYS: [&str; 3] = ["Bearer demo-ann", "Bearer demo-bob", "Bearer demo-eve"
 /// Pause after a failed request.
 const AFTER_FAILURE: Duration = Duration::from_secs(2);
 
-/// Starts the clients. They end when the returned set is dropped.
-pub(super) fn start(clients: usize, gateway: SocketAddr, speed: f64) -> Result<JoinSet<()>, CommandError> {
-    let base_url = config::base_url(&format!("http://{gateway}"))?;
-    let upstream = config::UpstreamConfig { base_url, ..Config::default().upstream };
-    let player = Arc::new(Player { client: Client::new(&upstream)?, route: Route::suno(), speed });
+/// Starts the clients, which send each request to one of the gateways. They end when the returned set is dropped.
+pub(super) fn start(
+    clients: usize,
+    gateways: &[SocketAddr],
+    speed: f64,
+) -> Result<JoinSet<()>, CommandError> {
+    let client = |gateway: &SocketAddr| -> Result<Client, CommandError> {
+        let base_url = config::base_url(&format!("http://{gateway}"))?;
+        let upstream = config::UpstreamConfig { base_url, ..Config::default().upstream };
+        Ok(Client::new(&upstream)?)
+    };
+    let ways = gateways.iter().map(client).collect::<Result<Vec<_>, _>>()?;
+    let player = Arc::new(Player { ways, route: Route::suno(), speed });
     let mut tasks = JoinSet::new();
     for (group, first) in (0..clients).step_by(GROUP).enumerate() {
         let key = KEYS[group % KEYS.len()];
@@ -49,9 +57,10 @@ pub(super) fn start(clients: usize, gateway: SocketAddr, speed: f64) -> Result<J
     Ok(tasks)
 }
 
-/// The crowd's way to the gateway.
+/// The crowd's ways to the gateways, and what it plays.
 struct Player {
-    client: Client,
+    /// Never empty.
+    ways: Vec<Client>,
     route: Route,
     speed: f64,
 }
@@ -63,15 +72,16 @@ impl Player {
     }
 
     async fn send(&self, method: Method, target: &str, key: &'static str) -> Option<(StatusCode, Value)> {
+        let client = &self.ways[fastrand::usize(..self.ways.len())];
         let sent = async {
             let target = target.parse().map_err(|_| JobRequestError::Target)?;
             let mut request = Request::new(Body::empty());
-            *request.uri_mut() = self.client.uri(&target).map_err(|_| JobRequestError::Target)?;
+            *request.uri_mut() = client.uri(&target).map_err(|_| JobRequestError::Target)?;
             *request.method_mut() = method;
             let headers = request.headers_mut();
             headers.insert(AUTHORIZATION, HeaderValue::from_static(key));
             headers.insert(USER_AGENT, HeaderValue::from_static("clipgate-crowd"));
-            read_response(self.client.send(request).await?).await
+            read_response(client.send(request).await?).await
         };
         let response: Result<_, JobRequestError> = sent.await;
         let Ok(response) = response else {

@@ -25,6 +25,7 @@
 //! log is dropped last. A second signal skips all of this: exit code 1.
 
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -54,6 +55,7 @@ mod banner;
 mod crowd;
 mod ready_lines;
 mod reload;
+mod replicas;
 mod service_manager;
 mod signals;
 mod simulated;
@@ -94,6 +96,12 @@ pub(super) struct Args {
     /// Play this many clients of the simulated upstream, so that the dashboard has something to show
     #[arg(long, value_name = "N", requires = "sim", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub crowd: Option<u16>,
+    /// Run this many gateways that share their polls, and the Valkey or Redis server that is installed
+    #[arg(long, value_name = "N", requires = "sim", value_parser = clap::value_parser!(u16).range(2..=8))]
+    pub replicas: Option<u16>,
+    /// Use a simulated upstream that runs already
+    #[arg(long, value_name = "URL", requires = "sim", conflicts_with_all = ["replicas", "crowd"], hide = true)]
+    pub sim_at: Option<String>,
 }
 
 fn speed(text: &str) -> Result<f64, String> {
@@ -107,7 +115,14 @@ fn speed(text: &str) -> Result<f64, String> {
 pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     descriptors::raise_limit();
     let mut signals = Signals::listen()?;
-    let simulated = if args.sim { Some(Simulated::start(args.speed).await?) } else { None };
+    if let Some(count) = args.replicas {
+        return replicas::run(args, count, signals).await;
+    }
+    let simulated = match &args.sim_at {
+        Some(url) => Some(Simulated::at(url.clone(), args.speed, None)),
+        None if args.sim => Some(Simulated::start(args.speed).await?),
+        None => None,
+    };
     let loaded = load(&args, simulated.as_ref());
     let (config, warnings) = match loaded {
         Ok((config, warnings)) => (check_start(Ok(config))?, warnings),
@@ -182,7 +197,10 @@ impl RunningGateway {
         service_manager::notify(&[NotifyState::Ready]);
         let watchdog = tokio::spawn(watchdog::run(gateway.clone()));
         let crowd = match args.crowd {
-            Some(clients) => Some(start_crowd(clients, &config, &listeners, args.speed)?),
+            Some(clients) => {
+                let address: Vec<_> = listeners.iter().find_map(tcp_address).into_iter().collect();
+                Some(start_crowd(clients, &config, &address, args.speed)?)
+            }
             None => None,
         };
         let server_task = tokio::spawn(server.clone().run(listeners));
@@ -343,13 +361,12 @@ fn bind_error(listen: &Listen, error: &io::Error, otherwise: &str) -> String {
 fn start_crowd(
     clients: u16,
     config: &Config,
-    listeners: &[Listener],
+    gateways: &[SocketAddr],
     speed: f64,
 ) -> Result<JoinSet<()>, CommandError> {
-    let address = listeners.iter().find_map(tcp_address);
-    match (address, &config.auth.mode, &config.server.tls) {
-        (Some(address), AuthMode::Passthrough | AuthMode::Sidecar | AuthMode::Open, None) => {
-            crowd::start(clients.into(), address, speed)
+    match (gateways, &config.auth.mode, &config.server.tls) {
+        ([_, ..], AuthMode::Passthrough | AuthMode::Sidecar | AuthMode::Open, None) => {
+            crowd::start(clients.into(), gateways, speed)
         }
         _ => {
             let problem =

@@ -36,7 +36,7 @@ fn ready_lines(listen: &[Listen], admin: Option<&Listen>) -> Result<String, Comm
 
 /// Writes to stdout. The gateway serves clients with or without a reader, so a failure is logged only, and a full pipe
 /// delays the start by at most [`WRITE_TIMEOUT`].
-async fn write(lines: String) {
+pub(super) async fn write(lines: String) {
     let writing = tokio::task::spawn_blocking(move || {
         let mut out = io::stdout().lock();
         out.write_all(lines.as_bytes()).and_then(|()| out.flush())

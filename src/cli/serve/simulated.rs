@@ -1,4 +1,4 @@
-//! The simulated upstream of `--sim`.
+//! The simulated upstream of `--sim`: one that this process runs, or that of the process that started this one.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::core::route::Route;
 use crate::sim::{self, Sim, SimOptions};
 use crate::socket;
 
-/// A running simulated upstream. It has its own stop: the gateway needs its upstream until the end of the drain.
+/// A running simulated upstream.
 pub(super) struct Simulated {
     pub(super) url: String,
     /// Time for which it holds a poll, as a duration of the configuration.
@@ -19,6 +19,12 @@ pub(super) struct Simulated {
     /// `wait.max_timeout`, where its default is too short for this hold.
     pub(super) max_timeout: Option<String>,
     speed: f64,
+    /// `None`: another process runs it.
+    server: Option<SimulatedServer>,
+}
+
+/// The task of the simulation, with a stop of its own: the gateway needs its upstream until the end of the drain.
+pub(super) struct SimulatedServer {
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -29,12 +35,18 @@ impl Simulated {
         let url = format!("http://{}", listener.local_addr()?);
         // A random seed: ids must differ from those of an earlier run, which a client may have kept.
         let options = SimOptions { speed, seed: fastrand::u64(..), max_requests: 0, ..SimOptions::default() };
-        let hold = Duration::from_millis((options.hold.as_secs_f64() * 1000.0 / speed) as u64);
         let stop = CancellationToken::new();
         let task = tokio::spawn(Sim::new(options).serve(listener, stop.clone().cancelled_owned()));
+        Ok(Self::at(url, speed, Some(SimulatedServer { stop, task })))
+    }
+
+    /// Returns the simulated upstream at this URL, which has this speed.
+    pub(super) fn at(url: String, speed: f64, server: Option<SimulatedServer>) -> Self {
+        let hold = SimOptions::default().hold.as_secs_f64();
+        let hold = Duration::from_millis((hold * 1000.0 / speed) as u64);
         let text = humantime::format_duration(hold).to_string();
         let max_timeout = (hold > Config::default().wait.max_timeout).then(|| text.clone());
-        Ok(Self { url, hold: text, max_timeout, speed, stop, task })
+        Self { url, hold: text, max_timeout, speed, server }
     }
 
     /// Gives a configuration without `[[routes]]` both kinds of routes that the simulated upstream serves, as fast as its
@@ -58,7 +70,8 @@ impl Simulated {
 
     /// Closes its connections and waits for the end of its task.
     pub(super) async fn stop(self) -> Result<(), JoinError> {
-        self.stop.cancel();
-        self.task.await
+        let Some(server) = self.server else { return Ok(()) };
+        server.stop.cancel();
+        server.task.await
     }
 }

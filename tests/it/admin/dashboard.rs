@@ -25,23 +25,28 @@ const WALL: Viewport = Viewport { width: 1920, height: 1080, is_dark: true };
 const PHONE: Viewport = Viewport { width: 360, height: 740, is_dark: false };
 
 /// A gateway process with an admin listener, in front of a simulated upstream.
-struct Site {
-    test_env: TestEnv,
-    gateway: GatewayProcess,
-    address: SocketAddr,
-    page: String,
+pub(super) struct Site {
+    pub(super) test_env: TestEnv,
+    pub(super) gateway: GatewayProcess,
+    pub(super) address: SocketAddr,
+    pub(super) page: String,
 }
 
 impl Site {
-    async fn new(env: &[(&str, &str)]) -> Self {
+    pub(super) async fn new(env: &[(&str, &str)]) -> Self {
+        Self::configured("", env).await
+    }
+
+    /// Starts a gateway with these lines of configuration.
+    pub(super) async fn configured(lines: &str, env: &[(&str, &str)]) -> Self {
         let test_env = TestEnv::new().await;
-        test_env.configure("");
+        test_env.configure(lines);
         let (gateway, address, page) = start(&test_env, "127.0.0.1:0", env).await;
         Self { test_env, gateway, address, page }
     }
 
     /// Sends a request on a new connection, in a task.
-    fn wait(&self, target: &str, key: &str) -> AbortOnDropHandle<Response<Bytes>> {
+    pub(super) fn wait(&self, target: &str, key: &str) -> AbortOnDropHandle<Response<Bytes>> {
         let (address, target, key) = (self.address, target.to_owned(), format!("Bearer {key}"));
         let response = async move {
             let request =
@@ -51,7 +56,7 @@ impl Site {
         AbortOnDropHandle::new(tokio::spawn(response))
     }
 
-    async fn get(&self, target: &str) -> Response<Bytes> {
+    pub(super) async fn get(&self, target: &str) -> Response<Bytes> {
         self.wait(target, "demo").await.unwrap()
     }
 }
@@ -72,7 +77,7 @@ async fn start(
 
 impl Browser {
     /// Waits for the value of a tile: 1 waits, 2 polls, 3 cached jobs, 4 the API.
-    async fn until_tile(&mut self, position: usize, value: &str) {
+    pub(super) async fn until_tile(&mut self, position: usize, value: &str) {
         self.wait_until_text(&format!("#tiles > :nth-child({position}) .value"), value).await;
     }
 
@@ -84,13 +89,13 @@ impl Browser {
     }
 
     /// Returns the texts of a table, row by row and cell by cell.
-    async fn rows(&mut self, table: &str) -> Vec<Vec<String>> {
+    pub(super) async fn rows(&mut self, table: &str) -> Vec<Vec<String>> {
         let cells = "(row) => [...row.cells].map((cell) => cell.textContent)";
         let rows = format!("[...document.querySelectorAll('#{table} tbody tr')].map({cells})");
         serde_json::from_value(self.eval(&rows).await).unwrap()
     }
 
-    async fn assert_no_faults(&mut self) {
+    pub(super) async fn assert_no_faults(&mut self) {
         let faults = self.errors().await;
         assert!(faults.is_empty(), "{faults:#?}");
     }
@@ -330,7 +335,7 @@ async fn an_unreachable_api_is_announced_once() {
 }
 
 impl Browser {
-    async fn until_two_more_states(&mut self) {
+    pub(super) async fn until_two_more_states(&mut self) {
         const AGAIN: &str = "(() => { const states = new EventSource('api/events'); window.states = 0;
             states.addEventListener('state', () => ++window.states === 3 && states.close()); })()";
         self.eval(AGAIN).await;
@@ -497,7 +502,7 @@ async fn the_chosen_theme_is_kept_and_the_plots_cover_5_or_15_minutes() {
 
 /// Sends hits, waits of two keys, passed-through requests and a rejected one. Returns the waits, and the number of
 /// ended requests.
-async fn busy(site: &Site) -> (Vec<AbortOnDropHandle<Response<Bytes>>>, usize) {
+pub(super) async fn busy(site: &Site) -> (Vec<AbortOnDropHandle<Response<Bytes>>>, usize) {
     let (sim, uuid) = (&site.test_env.sim, |n: u32| format!("18aaba72-1ea9-4e4c-8c22-86c72e27e4{n:02x}"));
     let mut ended = 0;
     for n in 0..4 {

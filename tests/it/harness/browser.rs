@@ -54,6 +54,15 @@ impl Browser {
         self.command(open).await.as_u64().unwrap()
     }
 
+    /// Opens a page like [`Self::open`], on a screen with this many pixels in each pixel of the page.
+    pub(crate) async fn open_scaled(&mut self, url: &str, viewport: Viewport, scale: u32) {
+        let Viewport { width, height, is_dark } = viewport;
+        let open = json!({
+            "do": "open", "url": url, "width": width, "height": height, "dark": is_dark, "scale": scale,
+        });
+        self.command(open).await;
+    }
+
     /// Changes the viewport of the open page.
     pub(crate) async fn set_viewport(&mut self, viewport: Viewport, is_reduced: bool) {
         let Viewport { width, height, is_dark } = viewport;

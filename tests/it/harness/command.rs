@@ -82,6 +82,17 @@ impl ClipgateProcess {
         line.strip_prefix("clipgate admin listening on ").unwrap_or_else(|| panic!("{line}")).to_owned()
     }
 
+    /// Returns the id of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends SIGKILL and waits for the end.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Sends SIGTERM, waits for the end, and returns the exit code and the log.
     pub(crate) fn stop(mut self) -> (Option<i32>, String) {
         self.terminate();
@@ -102,7 +113,7 @@ impl ClipgateProcess {
         }
     }
 
-    fn log(&mut self) -> String {
+    pub(crate) fn log(&mut self) -> String {
         let mut log = String::new();
         self.log.rewind().unwrap();
         self.log.read_to_string(&mut log).unwrap();
