@@ -14,9 +14,10 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value};
 use strum::VariantArray as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::ClusterShared;
+use super::calls::ScriptCall;
 use super::connect::{CONNECT_TIMEOUT, ConnectError, EngineConnection, EngineServers};
 use super::names::ShardIndex;
 use super::scripts::EngineScript;
@@ -45,6 +46,8 @@ pub(super) enum LinkRequest {
     Call(CallId, EngineCall, Option<std::sync::Arc<super::polls::ClusterPoll>>),
     Count(ReplicaName),
     Resubscribe,
+    /// Runs a script that does not concern the machine. Without an answer the sender is dropped.
+    Script(ScriptCall, oneshot::Sender<Value>),
 }
 
 pub(super) struct LinkTask {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use redis::{PushInfo, PushKind, RedisError, Value};
-use tokio::sync::mpsc;
+use redis::{Cmd, PushInfo, PushKind, RedisError, Value};
+use tokio::sync::{mpsc, oneshot};
 
 use super::ClusterShared;
 use super::answers::{BadAnswer, Heard};
@@ -72,6 +72,7 @@ enum SessionEvent {
     Script(PendingCall, Result<Value, RedisError>),
     Count(ReplicaName, Result<Value, RedisError>),
     Subscribed(Result<Value, RedisError>),
+    Reply(oneshot::Sender<Value>, Result<Value, RedisError>),
 }
 
 type PendingEvent = Pin<Box<dyn Future<Output = SessionEvent> + Send>>;
@@ -173,6 +174,12 @@ impl<'l> LinkSession<'l> {
     fn execute(&mut self, request: LinkRequest) -> Result<(), LinkEnd> {
         match request {
             LinkRequest::Call(id, call, poll) => self.call(id, call, poll),
+            LinkRequest::Script(script, reply) => {
+                if let Some(command) = self.command(&script) {
+                    let commands = self.connection.commands.clone();
+                    self.start(async move { SessionEvent::Reply(reply, send(&commands, command).await) });
+                }
+            }
             LinkRequest::Count(name) => {
                 let channel = self.shared.dialect.names.own_channel(name);
                 let count = redis::cmd("PUBSUB").arg("SHARDNUMSUB").arg(channel).to_owned();
@@ -209,13 +216,17 @@ impl<'l> LinkSession<'l> {
     }
 
     fn run_script(&mut self, call: ScriptCall, pending: PendingCall) {
-        let Some(hash) = self.scripts.get(call.script as usize) else { return };
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(hash).arg(call.keys.len());
-        call.keys.iter().for_each(|key| _ = command.arg(key));
-        call.args.iter().for_each(|arg| _ = command.arg(arg));
+        let Some(command) = self.command(&call) else { return };
         let commands = self.connection.commands.clone();
         self.start(async move { SessionEvent::Script(pending, send(&commands, command).await) });
+    }
+
+    fn command(&self, call: &ScriptCall) -> Option<Cmd> {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(self.scripts.get(call.script as usize)?).arg(call.keys.len());
+        call.keys.iter().for_each(|key| _ = command.arg(key));
+        call.args.iter().for_each(|arg| _ = command.arg(arg));
+        Some(command)
     }
 
     /// Polls the future once, so that its command gets its place in the order, and keeps it until it is answered.
@@ -245,7 +256,12 @@ impl<'l> LinkSession<'l> {
                 _ => Ok(()),
             },
             SessionEvent::Count(_, Ok(_)) | SessionEvent::Subscribed(Ok(_)) => Ok(()),
+            SessionEvent::Reply(reply, Ok(value)) => {
+                let _ = reply.send(value); // fails if the asker has left
+                Ok(())
+            }
             SessionEvent::Script(_, Err(error))
+            | SessionEvent::Reply(_, Err(error))
             | SessionEvent::Count(_, Err(error))
             | SessionEvent::Subscribed(Err(error)) => self.failed(error),
         }
@@ -268,6 +284,9 @@ impl<'l> LinkSession<'l> {
     }
 
     async fn script_answered(&mut self, pending: PendingCall, value: Value) -> Result<(), LinkEnd> {
+        if let Some(pause) = pending.claim.as_ref().and_then(|_| self.shared.dialect.pause_of_grant(&value)) {
+            self.pass_on(SiblingInput::Message(pause)).await?;
+        }
         let answer = match self.shared.dialect.answer(value, pending.poll.as_deref()) {
             Ok(answer) => answer,
             Err(BadAnswer::Malformed) => return Ok(()),
@@ -355,7 +374,11 @@ impl<'l> LinkSession<'l> {
         let Some(shard) = self.shared.dialect.names.shard_of_channel(channel) else { return false };
         let before = self.heard_own.1;
         self.heard_own.1 |= 1 << shard.number();
-        before != self.heard_own.1 && self.heard_own.1 == (1 << SHARDS) - 1
+        let is_whole = before != self.heard_own.1 && self.heard_own.1 == (1 << SHARDS) - 1;
+        if is_whole {
+            self.shared.review.heard_itself();
+        }
+        is_whole
     }
 
     /// Records a beat of a sibling. Returns whether it was not heard on another shard before.

@@ -1,5 +1,5 @@
 -- Answers with known states, the lease of a sibling, or a new lease.
--- KEYS: channel, members, domain, poll, removal of all; then for each job: state, removal of its id, its last change
+-- KEYS: channel, members, domain, poll, removal of all, pause; then for each job: state, removal of its id, its last change
 -- ARGV: me, token, epoch if there is none, lease, known?, look?, goal, greatest age, recheck interval, takeover,
 --       lease time, lifetime of the domain, suspected holder, attached message, taken message, polls?
 local me, token, fresh, lease = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -16,10 +16,10 @@ if not epoch then
 end
 redis.call('PEXPIRE', KEYS[3], ARGV[12])
 
-if ARGV[5] == '1' and domain[2] and now - domain[2] <= recheck and #KEYS > 5 then
+if ARGV[5] == '1' and domain[2] and now - domain[2] <= recheck and #KEYS > 6 then
     local all = tonumber(redis.call('GET', KEYS[5]) or '-1')
     local found = {'K', epoch}
-    for n = 6, #KEYS, 3 do
+    for n = 7, #KEYS, 3 do
         local head = redis.call('GETRANGE', KEYS[n], 0, 41)
         if #head < 42 or head:sub(19) ~= epoch then found = nil break end
         local rung, at = tonumber(head:sub(1, 3)), tonumber(head:sub(5, 18))
@@ -31,7 +31,7 @@ if ARGV[5] == '1' and domain[2] and now - domain[2] <= recheck and #KEYS > 5 the
         found[#found + 1] = math.max(now - at, 0)
     end
     if found then
-        for n = 6, #KEYS, 3 do
+        for n = 7, #KEYS, 3 do
             found[#found + 1] = redis.call('GETRANGE', KEYS[n], 42, -1)
         end
         return found
@@ -55,4 +55,7 @@ if shares_polls then
     redis.call('PEXPIRE', KEYS[4], lasts)
 end
 if ARGV[15] ~= '' then redis.call('SPUBLISH', KEYS[1], ARGV[15]) end
+local pause = redis.call('GET', KEYS[6]) or ''
+local ends = tonumber(pause:sub(1, 14)) or 0
+if ends > now then return {'G', epoch, ends - now, pause:sub(15)} end
 return {'G', epoch}

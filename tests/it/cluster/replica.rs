@@ -143,10 +143,21 @@ pub(super) fn is_guest(state: &Value) -> bool {
 /// Writes the configuration of all replicas, with these lines in `[cluster]`. The patience is longer than the default: on a
 /// busy machine a replica would make a poll alone, as it should.
 pub(super) fn configure(env: &TestEnv, lines: &str) {
+    let limits =
+        "requests_per_second = 100000\nburst = 100000\ncalls_per_second = 100000\ncalls_burst = 100000\n";
+    limited(env, &format!("{limits}max_waits_per_key = 10000\n"), lines);
+}
+
+/// Like [`configure`], with these lines in `[limits]`.
+pub(super) fn limited(env: &TestEnv, limits: &str, lines: &str) {
     let patience = if lines.contains("patience") { "" } else { "patience = \"200ms\"\n" };
+    let wide = |rate: &str, burst: &str| format!("{rate} = 1000000\n{burst} = 1000000\n");
+    let requests =
+        if limits.contains("requests_per") { String::new() } else { wide("requests_per_second", "burst") };
+    let calls =
+        if limits.contains("calls_per") { String::new() } else { wide("calls_per_second", "calls_burst") };
     env.configure(&format!(
-        "[wait]\nlinger = \"500ms\"\n[limits]\nrequests_per_second = 100000\nburst = 100000\ncalls_per_second = 100000\n\
-         calls_burst = 100000\nmax_waits_per_key = 10000\n[cluster]\nurl = \"redis://127.0.0.1:1\"\n\
+        "[wait]\nlinger = \"500ms\"\n[limits]\n{limits}{requests}{calls}[cluster]\nurl = \"redis://127.0.0.1:1\"\n\
          secret = \"a-secret-of-all-replicas-0123456789\"\n{patience}{lines}"
     ));
 }
@@ -180,6 +191,10 @@ impl Replica {
             let cache_status = answer.headers()["cache-status"].to_str().unwrap().to_owned();
             Settled { at: clock::now(), status: answer.status().as_u16(), cache_status }
         }))
+    }
+
+    pub(super) async fn client(&self) -> TestClient {
+        TestClient::connect(self.address).await
     }
 
     pub(super) async fn get(&self, target: &str, fields: &[(&str, &str)]) -> Response<bytes::Bytes> {
