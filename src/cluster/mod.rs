@@ -20,13 +20,15 @@
 //! | `calls`, `answers` | the machine's calls as scripts, and back |
 //! | `quotas` | requests that all replicas count together |
 //! | `review` | news that a replica missed while it had no link |
-//! | `connect`, `link`, `session` | connections, the task, one connection |
+//! | `connect`, `nodes` | one connection; the servers that have all shards |
+//! | `link`, `session` | the task; one link from its start to its end |
 
 mod answers;
 mod calls;
 mod connect;
 mod link;
 mod names;
+mod nodes;
 mod polls;
 mod quotas;
 mod review;
@@ -51,7 +53,7 @@ use self::polls::{ClusterPoll, ClusterPolls};
 pub(crate) use self::quotas::EngineTake;
 use self::review::{Review, Reviewer};
 use self::seal::StateSeal;
-use crate::config::{CacheConfig, ClusterConfig};
+use crate::config::{CacheConfig, ClusterConfig, EngineMode};
 use crate::core::job::{JobSet, KeyDomain};
 use crate::core::route::{Form, Goal, Routes};
 use crate::core::siblings::{CallId, EngineCall, PollName, ReplicaName, ShareSpec, SiblingInput};
@@ -80,6 +82,7 @@ pub(crate) struct ClusterWorld<'w> {
 /// Shared by the handles and the task.
 struct ClusterShared {
     dialect: Dialect,
+    mode: EngineMode,
     secret: Secret,
     polls: ClusterPolls,
     review: Review,
@@ -101,6 +104,7 @@ impl Cluster {
         let names = Names::new(&config.secret, &config.name, world.base_url, world.routes);
         let shared = Arc::new(ClusterShared {
             dialect: Dialect::new(names, config, world.cache.clone()),
+            mode: config.mode,
             secret: config.secret.clone(),
             polls: ClusterPolls::default(),
             review: Review::default(),

@@ -32,6 +32,9 @@ use crate::secret::Secret;
 const WIRE: u8 = 1;
 /// Number of shards.
 pub(super) const SHARDS: u8 = 16;
+/// Hash slots of the tags `00` to `15` in a Redis Cluster.
+const SLOTS: [u16; SHARDS as usize] =
+    [13254, 9191, 4996, 933, 13122, 9059, 4864, 801, 13006, 8943, 247, 4310, 8373, 12436, 115, 4178];
 
 /// A part of the engine: all keys and channels of one shard have the same hash slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,13 +60,18 @@ impl ShardIndex {
         Self(first % SHARDS)
     }
 
-    fn of_replica(ReplicaName(name): ReplicaName) -> Self {
+    pub(super) fn of_replica(ReplicaName(name): ReplicaName) -> Self {
         let [.., last] = name.to_be_bytes();
         Self(last % SHARDS)
     }
 
     pub(super) fn number(self) -> u8 {
         self.0
+    }
+
+    /// Returns the hash slot of the shard in a Redis Cluster.
+    pub(super) fn slot(self) -> u16 {
+        SLOTS[usize::from(self.0)]
     }
 }
 
@@ -233,10 +241,10 @@ impl Names {
         self.name(shard, "n")
     }
 
-    /// Returns the shard of the channel for messages.
-    pub(super) fn shard_of_channel(&self, channel: &[u8]) -> Option<ShardIndex> {
-        let rest = channel.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b":{")?;
-        let number: u8 = std::str::from_utf8(rest.strip_suffix(b"}:n")?).ok()?.parse().ok()?;
+    /// Returns the shard of a key or a channel.
+    pub(super) fn shard_of(&self, name: &[u8]) -> Option<ShardIndex> {
+        let rest = name.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b":{")?;
+        let number: u8 = std::str::from_utf8(rest.get(..2)?).ok()?.parse().ok()?;
         ShardIndex::all().find(|shard| shard.number() == number)
     }
 

@@ -185,12 +185,7 @@ pub(super) fn check_cluster(cluster: &ClusterConfig, secret: Option<&Secret>) ->
     }
     let error = |keys: &'static [&'static str], problem: &str, hint| Some((keys, problem.to_owned(), hint));
     match (cluster.mode, &cluster.master, cluster.urls.len()) {
-        (EngineMode::Cluster, _, _) => error(
-            &["cluster.mode"],
-            "this version of clipgate supports \"single\" and \"sentinel\" only",
-            "Set cluster.mode to \"single\" and cluster.url to one server.",
-        ),
-        (EngineMode::Single, Some(_), _) => error(
+        (EngineMode::Single | EngineMode::Cluster, Some(_), _) => error(
             &["cluster.master", "cluster.mode"],
             "cluster.master is set, but cluster.mode is not \"sentinel\"",
             "Set cluster.mode to \"sentinel\" or remove cluster.master.",
@@ -198,14 +193,19 @@ pub(super) fn check_cluster(cluster: &ClusterConfig, secret: Option<&Secret>) ->
         (EngineMode::Single, None, 2..) => error(
             &["cluster.url", "cluster.mode"],
             "\"single\" is one server, and the list has more",
-            "Set one URL.",
+            "Set one URL, or cluster.mode to \"cluster\" if the servers are nodes of a Redis Cluster.",
+        ),
+        (EngineMode::Cluster, None, _) if cluster.urls.iter().any(|url| url.database != 0) => error(
+            &["cluster.url", "cluster.mode"],
+            "a Redis Cluster has no numbered databases",
+            "Remove the number at the end of the URL.",
         ),
         (EngineMode::Sentinel, None, _) => error(
             &["cluster.mode", "cluster.master"],
             "\"sentinel\" needs the name of the primary",
             "Set cluster.master, for example to \"mymaster\".",
         ),
-        (EngineMode::Single, None, _) | (EngineMode::Sentinel, Some(_), _) => None,
+        (EngineMode::Single | EngineMode::Cluster, None, _) | (EngineMode::Sentinel, Some(_), _) => None,
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use self::engine::{BODY, DOMAIN, KEY, SECRET, TestEngine, TestReplica, config, finished};
 use crate::clock;
 use crate::cluster::EngineTake;
+use crate::cluster::names::ShardIndex;
 use crate::config::{ClusterConfig, EngineMode, EngineUrl};
 use crate::core::job::{JobId, ResponseHead, UpstreamResponse};
 use crate::core::route::Route;
@@ -487,14 +488,23 @@ async fn sentinels_lead_to_the_next_primary_after_a_failover() {
     assert!(replica.keys().iter().any(|key| key.contains(":p:")), "the next primary has the lease");
 }
 
-/// Prints the times of a claim and of a landing: `cargo test --release --lib round_trips -- --nocapture`.
+#[test]
+fn each_shard_knows_its_slot_in_a_cluster() {
+    let node = TestEngine::start_node();
+    for shard in ShardIndex::all() {
+        let slot = node.command(&format!("CLUSTER KEYSLOT cg1:abcdef01:{{{:02}}}:n", shard.number()));
+        assert!(slot.starts_with(&format!(":{}\r\n", shard.slot())), "{shard:?}: {slot}");
+    }
+}
+
+/// Prints the times of a claim, a landing and a hit: `cargo test --release --lib round_trips -- --nocapture`.
 #[tokio::test]
 async fn round_trips_of_claims_and_landings_are_short() {
     const ROUNDS: u64 = 200;
     let engine = TestEngine::start();
     let mut a = TestReplica::join(&config(engine.url())).await;
     let mut b = TestReplica::join(&config(engine.url())).await;
-    let (mut claims, mut landings) = (Vec::new(), Vec::new());
+    let (mut claims, mut landings, mut hits) = (Vec::new(), Vec::new(), Vec::new());
     for n in 0..ROUNDS {
         let id = format!("job-{n}");
         let (of_a, of_b) = (a.poll(&[&id]), b.poll(&[&id]));
@@ -507,10 +517,19 @@ async fn round_trips_of_claims_and_landings_are_short() {
         b.hear(|message| matches!(message, SiblingMessage::Landed(poll, ..) if *poll == name).then_some(()))
             .await;
         landings.push(clock::now() - landed);
+        let asked = clock::now();
+        assert!(matches!(b.claim(&of_b, ROUNDS + n).await, EngineAnswer::Known(..)));
+        hits.push(clock::now() - asked);
     }
-    claims.sort_unstable();
-    landings.sort_unstable();
+    for times in [&mut claims, &mut landings, &mut hits] {
+        times.sort_unstable();
+    }
     let median = |times: &[Duration]| times[times.len() / 2];
-    println!("claim {:?}, landing heard elsewhere {:?}", median(&claims), median(&landings));
+    println!(
+        "claim {:?}, landing heard elsewhere {:?}, state read from the engine {:?}",
+        median(&claims),
+        median(&landings),
+        median(&hits)
+    );
     assert!(median(&claims) < Duration::from_millis(50) && median(&landings) < Duration::from_millis(50));
 }

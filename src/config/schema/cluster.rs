@@ -58,7 +58,7 @@ pub(in crate::config) const CLUSTER_KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Described("\"single\", \"cluster\" or \"sentinel\""),
         reload: RESTART,
         read: |b, r| r.choice(&mut b.cluster.mode, MODES),
-        doc: "a single server, or a primary that the sentinels of cluster.url name. This version does not support \"cluster\"",
+        doc: "a single server, a Redis Cluster of which cluster.url lists nodes, or a primary that the sentinels of cluster.url name",
     },
     ConfigKey {
         name: "cluster.share",
@@ -82,7 +82,7 @@ pub(in crate::config) const CLUSTER_KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Time(TAKEOVER),
         reload: RESTART,
         read: |b, r| r.duration(&mut b.cluster.takeover),
-        doc: "time after which a silent replica counts as dead. Each replica is heard four times in it",
+        doc: "time after which a silent replica counts as dead. Each replica is heard four times in it, and each half second at least",
     },
     ConfigKey {
         name: "cluster.max_body",

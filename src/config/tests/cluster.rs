@@ -53,7 +53,11 @@ fn errors_name_the_key_and_what_to_do() {
     let cases: &[(&str, &str, &str)] = &[
         ("url = \"redis://h\"", "cluster.url", "the URL of an engine is set, but no secret"),
         ("url = \"redis://h\"\nsecret = \"short\"", "cluster.secret", "the secret has 5 bytes"),
-        (&with_url("mode = \"cluster\""), "cluster.mode", "supports \"single\" and \"sentinel\" only"),
+        (
+            &with_url("mode = \"cluster\"\nmaster = \"m\""),
+            "cluster.master",
+            "cluster.mode is not \"sentinel\"",
+        ),
         (&with_url("mode = \"sentinel\""), "cluster.mode", "needs the name of the primary"),
         (&with_url("share = [\"jobs\"]\nstrict = true"), "cluster.strict", "quotas are not shared"),
         (&with_url("master = \"m\""), "cluster.master", "cluster.mode is not \"sentinel\""),
@@ -106,4 +110,15 @@ fn sentinels_are_a_list_with_the_name_of_the_primary() {
     let cluster = cluster(&lines).unwrap().cluster.unwrap();
     assert_eq!((cluster.mode, cluster.urls.len()), (EngineMode::Sentinel, 2));
     assert_eq!(cluster.master.as_deref(), Some("mymaster"));
+}
+
+#[test]
+fn a_cluster_is_a_list_of_nodes_without_numbers_of_databases() {
+    let lines = |url: &str| format!("url = {url}\nsecret = \"{SECRET}\"\nmode = \"cluster\"");
+    for (url, count) in [(r#"["redis://a", "redis://b:7001"]"#, 2), (r#""rediss://entry""#, 1)] {
+        let cluster = cluster(&lines(url)).unwrap().cluster.unwrap();
+        assert_eq!((cluster.mode, cluster.urls.len()), (EngineMode::Cluster, count));
+    }
+    let error = cluster(&lines(r#"["redis://a", "redis://b/2"]"#)).unwrap_err().to_string();
+    assert!(error.contains("a Redis Cluster has no numbered databases"), "{error}");
 }

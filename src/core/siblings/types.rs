@@ -16,7 +16,7 @@ pub struct SiblingConfig {
     pub instance: u64,
     /// Time without a word of the engine after which a claim is given up.
     pub patience: Duration,
-    /// Time after which a silent replica counts as dead. Beats follow each other four times as fast.
+    /// Time after which a silent replica counts as dead. Beats follow each other four times as fast, and each 0.5 s at least.
     pub takeover: Duration,
     /// Time that a poll without waits and guests stays open.
     pub linger: Duration,
