@@ -70,6 +70,16 @@ fn millis(range: std::ops::Range<u64>) -> Duration {
     Duration::from_millis(fastrand::u64(range))
 }
 
+/// Describes how late the answers were.
+fn delays(counts: &SoakCounts) -> String {
+    let mut late = counts.late.lock().clone();
+    late.sort_unstable();
+    let beyond = late.iter().filter(|late| **late > BOUND).count();
+    let at = |share: usize| late[(late.len() - 1) * share / 1000];
+    let (median, most, last) = (at(500), [at(990), at(999)], at(1000));
+    format!("median {median:?}, 99 % and 99.9 % {most:?}, most {last:?}; {beyond} by more than {BOUND:?}")
+}
+
 /// Tries one gateway after another until one answers, as a balancer does.
 async fn wait(addresses: Addresses, sim: Sim, id: String, ends_at: Instant, counts: Arc<SoakCounts>) {
     let sent_at = clock::now();
@@ -213,22 +223,16 @@ async fn no_wait_is_lost_while_replicas_and_the_engine_fail() {
 
     let waits = jobs * WAITS_PER_JOB;
     let (calls, calls_of_one) = (replicas.env.sim.requests().len(), one.sim.requests().len());
-    let mut late = counts.late.lock().clone();
-    late.sort_unstable();
-    let beyond = late.iter().filter(|late| **late > BOUND).count();
-    let at = |share: usize| late[(late.len() - 1) * share / 1000];
     println!(
         "{seconds} s, {faults} faults, {jobs} jobs, {waits} waits: {} answered, {} attempts repeated after a lost connection\n\
          and {} after the answer of a stopping gateway\n\
          upstream calls: {calls} of three replicas, {calls_of_one} of one gateway without faults, {waits} of clients alone\n\
-         late: median {:?}, 99 % {:?}, 99.9 % {:?}, most {:?}; {beyond} by more than {BOUND:?}",
+         late, three replicas: {}\nlate, one gateway: {}",
         counts.answered.load(Ordering::Relaxed),
         counts.repeated.load(Ordering::Relaxed),
         counts.early.load(Ordering::Relaxed),
-        at(500),
-        at(990),
-        at(999),
-        at(1000),
+        delays(&counts),
+        delays(&of_one),
     );
     let lost = counts.lost.lock();
     assert!(lost.is_empty(), "{} lost: {:?}", lost.len(), lost.iter().take(10).collect::<Vec<_>>());
