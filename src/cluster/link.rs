@@ -15,9 +15,10 @@ use futures_util::future::try_join_all;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value};
 use strum::VariantArray as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::ClusterShared;
+use super::calls::ScriptCall;
 use super::connect::{CONNECT_TIMEOUT, ConnectError, EngineConnection};
 use super::names::ShardIndex;
 use super::nodes::EngineServers;
@@ -47,6 +48,8 @@ pub(super) enum LinkRequest {
     Call(CallId, EngineCall, Option<std::sync::Arc<super::polls::ClusterPoll>>),
     Count(ReplicaName),
     Resubscribe,
+    /// Runs a script that does not concern the machine. Without an answer the sender is dropped.
+    Script(ScriptCall, oneshot::Sender<Value>),
 }
 
 pub(super) struct LinkTask {

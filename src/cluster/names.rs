@@ -8,11 +8,13 @@
 //! | key | content | lifetime |
 //! | --- | --- | --- |
 //! | `m` | replicas and their last beats | 1 h |
-//! | `d:DOMAIN` | epoch of a key, and when the upstream accepted the key | 1 h or `cache.key_recheck_interval` |
+//! | `d:DOMAIN` | epoch of a key, the one before, and when the upstream accepted and rejected the key | 1 h or `cache.key_recheck_interval` |
 //! | `c:JOB` | state of a job: a header for the scripts, then sealed bytes | that of the cache, else 120 s |
 //! | `p:POLL` | lease of a poll and its guests | the upstream's hold and 30 s |
-//! | `q:SUBJECT` | quota | until it is full again |
+//! | `q:SUBJECT` | time at which a quota is full again | until then |
+//! | `r:DOMAIN` | end of the pause of a key, and its message | the pause |
 //! | `x`, `x:JOB` | time of the last removal of all jobs or of one | the longest of the cache |
+//! | `l` | log of the last removals | the longest of the cache |
 //! | channel `n` | messages of one shard | |
 //! | channel `m:REPLICA` | nothing: its subscribers are counted | |
 
@@ -54,6 +56,10 @@ impl ShardIndex {
         Self(first >> 4)
     }
 
+    pub(super) fn of_quota(QuotaName([first, ..]): QuotaName) -> Self {
+        Self(first % SHARDS)
+    }
+
     pub(super) fn of_replica(ReplicaName(name): ReplicaName) -> Self {
         let [.., last] = name.to_be_bytes();
         Self(last % SHARDS)
@@ -69,6 +75,10 @@ impl ShardIndex {
     }
 }
 
+/// Keyed hash of a quota and its subject. Replicas share a quota while its rate and burst are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct QuotaName([u8; 16]);
+
 /// Keyed hash of a job and its key domain.
 pub(super) type JobName = [u8; 16];
 
@@ -82,6 +92,7 @@ pub(super) struct Names {
     id: [u8; 4],
     poll_key: NameKey,
     job_key: NameKey,
+    quota_key: NameKey,
     routes: Arc<[Arc<Route>]>,
 }
 
@@ -101,6 +112,7 @@ impl Names {
             id,
             poll_key: blake3::derive_key("clipgate cluster v1: names of polls", secret),
             job_key: blake3::derive_key("clipgate cluster v1: names of jobs", secret),
+            quota_key: blake3::derive_key("clipgate cluster v1: names of quotas", secret),
             routes: routes.iter().map(|(_, route)| Arc::new(route.clone())).collect(),
         }
     }
@@ -149,6 +161,13 @@ impl Names {
         first_half(&hasher.finalize())
     }
 
+    /// Returns the name of a quota.
+    pub(super) fn quota(&self, parts: &[&[u8]]) -> QuotaName {
+        let mut hasher = blake3::Hasher::new_keyed(&self.quota_key);
+        parts.iter().for_each(|part| write_part(&mut hasher, part));
+        QuotaName(first_half(&hasher.finalize()))
+    }
+
     /// Returns the route with this index, if there is one.
     pub(super) fn route(&self, RouteIndex(index): RouteIndex) -> Option<&Arc<Route>> {
         self.routes.get(usize::from(index))
@@ -186,6 +205,19 @@ impl Names {
     pub(super) fn changed_job_key(&self, domain: KeyDomain, route: &Route, job: &JobId) -> String {
         let name = self.job(route, domain, &job.without_params());
         self.name(ShardIndex::of_domain(domain), &format!("x:{}", hex::encode(name)))
+    }
+
+    /// Returns the key of the log of removals.
+    pub(super) fn removals_key(&self, shard: ShardIndex) -> String {
+        self.name(shard, "l")
+    }
+
+    pub(super) fn quota_key(&self, quota: QuotaName) -> String {
+        self.name(ShardIndex::of_quota(quota), &format!("q:{}", hex::encode(quota.0)))
+    }
+
+    pub(super) fn pause_key(&self, domain: KeyDomain) -> String {
+        self.name(ShardIndex::of_domain(domain), &format!("r:{}", hex::encode(domain.0)))
     }
 
     pub(super) fn members_key(&self, shard: ShardIndex) -> String {

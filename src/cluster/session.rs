@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use redis::{Cmd, PushInfo, PushKind, RedisError, Value};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::ClusterShared;
 use super::answers::{BadAnswer, Heard};
@@ -78,6 +78,7 @@ enum SessionEvent {
     Script(PendingCall, Result<Value, RedisError>),
     Count(ReplicaName, Result<Value, RedisError>),
     Subscribed(Result<Value, RedisError>),
+    Reply(oneshot::Sender<Value>, Result<Value, RedisError>),
 }
 
 /// Index of a node, and its answer.
@@ -194,6 +195,11 @@ impl<'l> LinkSession<'l> {
     fn execute(&mut self, request: LinkRequest) -> Result<(), LinkEnd> {
         match request {
             LinkRequest::Call(id, call, poll) => self.call(id, call, poll),
+            LinkRequest::Script(script, reply) => {
+                if let Some((shard, command)) = self.command(&script) {
+                    self.start(shard, command, |answer| SessionEvent::Reply(reply, answer));
+                }
+            }
             LinkRequest::Count(name) => {
                 let channel = self.shared.dialect.names.own_channel(name);
                 let count = redis::cmd("PUBSUB").arg("SHARDNUMSUB").arg(channel).to_owned();
@@ -230,13 +236,18 @@ impl<'l> LinkSession<'l> {
     }
 
     fn run_script(&mut self, call: ScriptCall, pending: PendingCall) {
-        let shard = call.keys.first().and_then(|key| self.shared.dialect.names.shard_of(key.as_bytes()));
-        let (Some(hash), Some(shard)) = (self.scripts.get(call.script as usize), shard) else { return };
+        let Some((shard, command)) = self.command(&call) else { return };
+        self.start(shard, command, |answer| SessionEvent::Script(pending, answer));
+    }
+
+    /// Returns the command that runs a script, and the shard of its keys.
+    fn command(&self, call: &ScriptCall) -> Option<(ShardIndex, Cmd)> {
+        let shard = self.shared.dialect.names.shard_of(call.keys.first()?.as_bytes())?;
         let mut command = redis::cmd("EVALSHA");
-        command.arg(hash).arg(call.keys.len());
+        command.arg(self.scripts.get(call.script as usize)?).arg(call.keys.len());
         call.keys.iter().for_each(|key| _ = command.arg(key));
         call.args.iter().for_each(|arg| _ = command.arg(arg));
-        self.start(shard, command, |answer| SessionEvent::Script(pending, answer));
+        Some((shard, command))
     }
 
     /// Sends a command to the owner of a shard. Polls its future once, so that the command gets its place in the order, and
@@ -279,7 +290,12 @@ impl<'l> LinkSession<'l> {
                 _ => Ok(()),
             },
             SessionEvent::Count(_, Ok(_)) | SessionEvent::Subscribed(Ok(_)) => Ok(()),
+            SessionEvent::Reply(reply, Ok(value)) => {
+                let _ = reply.send(value); // fails if the asker has left
+                Ok(())
+            }
             SessionEvent::Script(_, Err(error))
+            | SessionEvent::Reply(_, Err(error))
             | SessionEvent::Count(_, Err(error))
             | SessionEvent::Subscribed(Err(error)) => self.failed(error),
         }
@@ -306,6 +322,9 @@ impl<'l> LinkSession<'l> {
     }
 
     async fn script_answered(&mut self, pending: PendingCall, value: Value) -> Result<(), LinkEnd> {
+        if let Some(pause) = pending.claim.as_ref().and_then(|_| self.shared.dialect.pause_of_grant(&value)) {
+            self.pass_on(SiblingInput::Message(pause)).await?;
+        }
         let answer = match self.shared.dialect.answer(value, pending.poll.as_deref()) {
             Ok(answer) => answer,
             Err(BadAnswer::Malformed) => return Ok(()),
@@ -395,7 +414,11 @@ impl<'l> LinkSession<'l> {
         let Some(shard) = self.shared.dialect.names.shard_of(channel) else { return false };
         let before = self.heard_own.1;
         self.heard_own.1 |= 1 << shard.number();
-        before != self.heard_own.1 && self.heard_own.1 == (1 << SHARDS) - 1
+        let is_whole = before != self.heard_own.1 && self.heard_own.1 == (1 << SHARDS) - 1;
+        if is_whole {
+            self.shared.review.heard_itself();
+        }
+        is_whole
     }
 
     /// Records a beat of a sibling. Returns whether it was not heard on another shard before.

@@ -1,4 +1,4 @@
-//! `[cluster]`: the engine through which replicas share jobs and polls.
+//! `[cluster]`: the engine through which replicas share jobs, polls and quotas.
 
 use std::fmt;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub struct ClusterConfig {
     pub takeover: Duration,
     /// Largest body that is shared, in bytes.
     pub max_body: u64,
-    /// Whether a replica without the engine uses its part of each quota only. Always false: quotas are not shared.
+    /// Whether a replica without the engine uses its part of each shared quota only.
     pub strict: bool,
     /// Number of replicas; 0: unknown.
     pub expected: usize,
@@ -49,6 +49,8 @@ pub enum Share {
     Jobs,
     /// Open polls.
     Polls,
+    /// Counts of requests and upstream requests.
+    Quotas,
 }
 
 /// Shortest secret, in bytes.
@@ -63,7 +65,7 @@ impl Default for ClusterConfig {
             master: None,
             name: "clipgate".to_owned(),
             mode: EngineMode::Single,
-            share: vec![Share::Jobs, Share::Polls],
+            share: vec![Share::Jobs, Share::Polls, Share::Quotas],
             patience: Duration::from_millis(50),
             takeover: Duration::from_secs(2),
             max_body: 256 << 10,
@@ -176,9 +178,10 @@ pub(super) fn check_cluster(cluster: &ClusterConfig, secret: Option<&Secret>) ->
         let problem = "the URL of an engine is set, but no secret".to_owned();
         return Some((&["cluster.url", "cluster.secret"], problem, SECRET_HINT));
     }
-    if cluster.strict {
-        let problem = "this version of clipgate does not share quotas".to_owned();
-        return Some((&["cluster.strict"], problem, "Remove cluster.strict."));
+    if cluster.strict && !cluster.shares(Share::Quotas) {
+        let problem = "cluster.strict is set, but quotas are not shared".to_owned();
+        let hint = "Add \"quotas\" to cluster.share, or remove cluster.strict.";
+        return Some((&["cluster.strict", "cluster.share"], problem, hint));
     }
     let error = |keys: &'static [&'static str], problem: &str, hint| Some((keys, problem.to_owned(), hint));
     match (cluster.mode, &cluster.master, cluster.urls.len()) {

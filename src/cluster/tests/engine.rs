@@ -241,6 +241,15 @@ impl TestReplica {
         .await
     }
 
+    /// Waits for a message, and keeps all that come before it.
+    pub(super) async fn hear_in_order<T>(&mut self, wanted: impl Fn(&SiblingMessage) -> Option<T>) -> T {
+        self.until(|input| match &input {
+            SiblingInput::Message(message) => wanted(message).ok_or(input),
+            _ => Err(input),
+        })
+        .await
+    }
+
     pub(super) fn send(&mut self, call: EngineCall) -> CallId {
         self.next_call += 1;
         let id = CallId(self.next_call);

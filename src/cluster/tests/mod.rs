@@ -2,6 +2,8 @@
 
 mod drain;
 mod engine;
+mod news;
+mod quotas;
 mod revocation;
 
 use std::sync::Arc;
@@ -9,6 +11,7 @@ use std::time::Duration;
 
 use self::engine::{BODY, DOMAIN, KEY, SECRET, TestEngine, TestReplica, config, finished, refusal};
 use crate::clock;
+use crate::cluster::EngineTake;
 use crate::cluster::names::ShardIndex;
 use crate::config::{ClusterConfig, EngineMode, EngineUrl};
 use crate::core::job::{JobId, ResponseHead, UpstreamResponse};
@@ -172,7 +175,14 @@ async fn the_engine_sees_no_key_no_token_no_id_and_no_body() {
     let job = JobId::new("job-one").unwrap();
     a.call(EngineCall::Remove(Removal::Id(job.clone()))).await;
     a.call(EngineCall::Remove(Removal::Changed(DOMAIN, job))).await;
-    a.call(EngineCall::Pause(DOMAIN, Duration::from_secs(1))).await;
+    a.call(EngineCall::Pause(DOMAIN, Duration::from_secs(10))).await;
+    a.call(refusal()).await;
+    let parts: [&[u8]; 2] = [b"requests", KEY];
+    let name = a.cluster.quota_name(&parts);
+    let take = EngineTake { name, time: Duration::from_secs(9), max_time: Duration::from_secs(20) };
+    assert!(b.cluster.take(&[take]).await[0].is_some());
+    b.cluster.review(vec![DOMAIN]);
+    b.hear_in_order(|message| matches!(message, SiblingMessage::Revoked { .. }).then_some(())).await;
     let seen = [engine.dump(), monitor.read_all()].concat();
     assert!(seen.len() > 10_000, "{} bytes", seen.len());
     let secrets =
@@ -224,6 +234,14 @@ async fn a_user_with_the_documented_rights_alone_is_enough() {
     .await;
     assert_eq!(a.subscribers(b.name).await, 1);
     assert_eq!(a.subscribers(ReplicaName(1)).await, 0);
+    let name = a.cluster.quota_name(&[b"calls"]);
+    let take = EngineTake { name, time: Duration::from_secs(1), max_time: Duration::from_secs(9) };
+    assert!(a.cluster.take(&[take]).await[0].is_some());
+    b.messages.clear();
+    b.cluster.review(vec![DOMAIN]);
+    b.hear_in_order(|message| matches!(message, SiblingMessage::Revoked { .. }).then_some(())).await;
+    let is_removal = |message: &SiblingMessage| matches!(message, SiblingMessage::Removed(Removal::All));
+    assert!(b.messages.iter().any(is_removal), "{:?}", b.messages);
     a.cluster.resubscribe();
     a.call(EngineCall::Beat(None)).await;
     // The user can do nothing else.

@@ -62,11 +62,11 @@ pub(in crate::config) const CLUSTER_KEYS: &[ConfigKey<ConfigBuilder>] = &[
     },
     ConfigKey {
         name: "cluster.share",
-        default: Some(r#"["jobs", "polls"]"#),
-        allowed: Described("a list of \"jobs\" and \"polls\""),
+        default: Some(r#"["jobs", "polls", "quotas"]"#),
+        allowed: Described("a list of \"jobs\", \"polls\" and \"quotas\""),
         reload: RESTART,
         read: |b, r| r.list(&mut b.cluster.share, share),
-        doc: "work that replicas share: states of jobs, open polls. Rejected keys and removed jobs are always shared",
+        doc: "work that replicas share: states of jobs, open polls, the quotas of `[limits]`. Rejected keys, pauses and removed jobs are always shared",
     },
     ConfigKey {
         name: "cluster.patience",
@@ -98,7 +98,7 @@ pub(in crate::config) const CLUSTER_KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Described("true or false"),
         reload: RESTART,
         read: |b, r| r.switch(&mut b.cluster.strict),
-        doc: "whether a replica without the engine uses only its part of each quota. This version does not share quotas and supports false only",
+        doc: "whether a replica without the engine uses only its part of each quota: the quota divided by the number of replicas that it last knew. false: each uses the whole quota",
     },
     ConfigKey {
         name: "cluster.expected",
@@ -125,9 +125,10 @@ fn share(text: &str) -> Result<Share, InvalidValue> {
     match text {
         "jobs" => Ok(Share::Jobs),
         "polls" => Ok(Share::Polls),
-        "quotas" => {
-            invalid("this version of clipgate does not share quotas", "Use a list of \"jobs\" and \"polls\".")
-        }
-        _ => invalid(format!("not a valid value: {text:?}"), "Use a list of \"jobs\" and \"polls\"."),
+        "quotas" => Ok(Share::Quotas),
+        _ => invalid(
+            format!("not a valid value: {text:?}"),
+            "Use a list of \"jobs\", \"polls\" and \"quotas\".",
+        ),
     }
 }

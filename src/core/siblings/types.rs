@@ -257,7 +257,7 @@ pub enum EngineCall {
     },
     /// Removes stored states, and publishes that.
     Remove(Removal),
-    /// Publishes that the upstream pauses a key for this time.
+    /// Stores and publishes that the upstream pauses a key for this time.
     Pause(KeyDomain, Duration),
     /// Publishes that the engine lost its memory.
     Flushed,

@@ -126,6 +126,29 @@ impl TestEngine {
         Ok(String::from_utf8_lossy(&reply).trim().to_owned())
     }
 
+    /// Starts to record every command that the server executes.
+    pub(super) async fn monitor(&self) -> EngineMonitor {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(b"MONITOR\r\n").await.unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let reading = tokio::spawn({
+            let seen = Arc::clone(&seen);
+            async move {
+                let mut bytes = Vec::with_capacity(1 << 16);
+                while stream.read_buf(&mut bytes).await.is_ok_and(|taken| taken > 0) {
+                    seen.lock().append(&mut bytes);
+                }
+            }
+        });
+        EngineMonitor { seen, _reading: AbortOnDropHandle::new(reading) }
+    }
+
+    /// Returns the bytes of all keys and values.
+    pub(super) async fn dump(&self) -> Vec<u8> {
+        assert_eq!(self.send("SAVE").await, "+OK");
+        std::fs::read(self.dir.path().join("dump.rdb")).unwrap()
+    }
+
     pub(super) fn url(&self) -> String {
         format!("redis://{}", self.address)
     }
@@ -134,6 +157,18 @@ impl TestEngine {
 /// Returns a port that no server uses.
 pub(super) async fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
+}
+
+/// The commands that a server has executed.
+pub(super) struct EngineMonitor {
+    seen: Arc<Mutex<Vec<u8>>>,
+    _reading: AbortOnDropHandle<()>,
+}
+
+impl EngineMonitor {
+    pub(super) fn seen(&self) -> Vec<u8> {
+        self.seen.lock().clone()
+    }
 }
 
 /// A proxy in front of the engine.

@@ -8,7 +8,8 @@
 //! | `losses` | the loss of a replica |
 //! | `engine_faults` | the loss, the restart and the silence of the engine |
 //! | `modes` | clusters and sentinels: nodes lost, stopped and moved |
-//! | `revocation` | rejected keys and removed states |
+//! | `quotas` | quotas of all replicas together, and apart |
+//! | `revocation` | rejected keys, pauses, removed and changed states |
 //! | `soak` | random waits and a fault every few seconds |
 //! | `tls`, `valkey` | TLS to the engine; Valkey in place of Redis |
 
@@ -17,6 +18,7 @@ mod engine_cluster;
 mod engine_faults;
 mod losses;
 mod modes;
+mod quotas;
 mod replica;
 mod revocation;
 mod sharing;
