@@ -283,6 +283,7 @@ impl TestReplica {
             hold: Duration::from_secs(120),
             takes_known: true,
             max_age: Duration::from_secs(1),
+            needs_shape: false,
         };
         self.cluster.register(&spec, key);
         Arc::new(spec)
@@ -341,5 +342,6 @@ pub(super) fn finished(id: &JobId, body: &str) -> SharedState {
         }),
         age: Duration::ZERO,
         is_final: true,
+        shape: None,
     }
 }

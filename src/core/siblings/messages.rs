@@ -100,9 +100,10 @@ impl Siblings {
     ) {
         let Some(poll) = self.polls.get(name) else { return };
         if let Some(own) = poll.own() {
-            // Two replicas made the poll. This one may have its lease now.
-            if !own.is_leased && self.draining.is_none() && token != poll.token {
-                self.adopt(name, now);
+            // Two replicas made the poll. This one may have its lease now, or again: an engine whose clock went ahead gave
+            // it to the other.
+            if self.draining.is_none() && token != poll.token {
+                if own.is_leased { self.keep_lease(name, now) } else { self.adopt(name, now) }
             }
             return;
         }

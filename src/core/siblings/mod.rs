@@ -116,7 +116,8 @@ use crate::core::job::KeyDomain;
 /// A holder counts the replicas that attached to its lease. One that has a new name, or that an engine without memory does
 /// not know, attaches again by its look within 0.5 s. A holder that was deaf asks the engine for its guests.
 ///
-/// A replica that makes a poll without its lease takes the lease when its holder has ended the poll or is dead.
+/// A replica that makes a poll without its lease asks for it when its holder has ended the poll or is dead, and one
+/// takeover after a refusal, then two, four and eight: the engine may have known a dead holder for a living one (P3).
 ///
 /// A poll of a sibling proves states (P7) while it is held, its holder was heard within 1.2 s, and this replica hears
 /// itself.

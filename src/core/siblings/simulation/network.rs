@@ -250,7 +250,11 @@ impl World {
                 return Some(n);
             }
             Fault::Shuffle(time) => {
-                self.disturb(now, time + SHUFFLED, Lateness::steady(SHUFFLED));
+                self.disturb(
+                    now,
+                    time + SHUFFLED,
+                    Lateness { is_shuffle: true, ..Lateness::steady(SHUFFLED) },
+                );
                 self.shuffled_until = now + time;
             }
         }
