@@ -43,7 +43,7 @@ pub struct KeyProof {
 #[derive(Debug)]
 pub(super) struct KeyTable {
     records: moka::sync::Cache<KeyDomain, KeyRecord, RandomState>,
-    /// The list format of each key on each route. Arrays, the most common format, are not stored.
+    /// The list format of each key on each route.
     list_shapes: moka::sync::Cache<(KeyDomain, RouteIndex), Arc<ListShape>, RandomState>,
     /// Serialises changes, so that an acceptance in progress cannot undo a rejection.
     write_lock: Mutex<()>,
@@ -120,16 +120,18 @@ impl KeyTable {
 
     /// Returns the format of the upstream's last list of a route for this key. An array before the first list.
     pub(super) fn list_shape(&self, domain: KeyDomain, route: RouteIndex) -> Arc<ListShape> {
-        self.list_shapes.get(&(domain, route)).unwrap_or_default()
+        self.known_list_shape(domain, route).unwrap_or_default()
+    }
+
+    /// Returns the format of the upstream's last list of a route for this key, if there was one.
+    pub(super) fn known_list_shape(&self, domain: KeyDomain, route: RouteIndex) -> Option<Arc<ListShape>> {
+        self.list_shapes.get(&(domain, route))
     }
 
     pub(super) fn set_list_shape(&self, domain: KeyDomain, route: RouteIndex, shape: &ListShape) {
         let key = (domain, route);
-        match (self.list_shapes.get(&key), shape) {
-            (None, ListShape::Array) => {}
-            (Some(_), ListShape::Array) => self.list_shapes.invalidate(&key),
-            (Some(known), shape) if *known == *shape => {}
-            (_, shape) => self.list_shapes.insert(key, Arc::new(shape.clone())),
+        if self.list_shapes.get(&key).is_none_or(|known| *known != *shape) {
+            self.list_shapes.insert(key, Arc::new(shape.clone()));
         }
     }
 

@@ -218,6 +218,11 @@ impl Cache {
         self.keys.list_shape(domain, route)
     }
 
+    /// Returns the format of the upstream's last list of a route for this key, if there was one.
+    pub fn known_list_shape(&self, domain: KeyDomain, route: RouteIndex) -> Option<Arc<ListShape>> {
+        self.keys.known_list_shape(domain, route)
+    }
+
     /// Records the format of a list that the upstream sent to this key.
     pub fn set_list_shape(&self, domain: KeyDomain, route: RouteIndex, shape: &ListShape) {
         self.keys.set_list_shape(domain, route, shape);
@@ -555,6 +560,8 @@ mod tests {
         assert_eq!(*cache.list_shape(ALICE, first), shape("b"));
         assert_eq!(*cache.list_shape(ALICE, second), ListShape::Map);
         assert_eq!(*cache.list_shape(BOB, second), ListShape::Array);
+        assert_eq!(cache.known_list_shape(BOB, second), None);
+        assert_eq!(cache.known_list_shape(BOB, first).as_deref(), Some(&ListShape::Array));
     }
 
     #[test]

@@ -78,3 +78,9 @@ impl Drop for SeedOnPanic {
 pub(super) fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number of seeds, or a seed"))
 }
+
+/// Returns the seeds of a sweep: `CLIPGATE_SWEEP_SEEDS` of them, from `CLIPGATE_SWEEP_FIRST` on.
+pub(super) fn seeds(default: u64) -> std::ops::Range<u64> {
+    let first = setting("CLIPGATE_SWEEP_FIRST").unwrap_or(0);
+    first..first + setting("CLIPGATE_SWEEP_SEEDS").unwrap_or(default)
+}

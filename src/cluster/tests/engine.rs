@@ -266,6 +266,7 @@ impl TestReplica {
             hold: Duration::from_secs(120),
             takes_known: true,
             max_age: Duration::from_secs(1),
+            needs_shape: false,
         };
         self.cluster.register(&spec, key);
         Arc::new(spec)
@@ -325,6 +326,7 @@ pub(super) fn finished(id: &JobId, body: &str) -> SharedState {
         }),
         age: Duration::ZERO,
         is_final: true,
+        shape: None,
     }
 }
 

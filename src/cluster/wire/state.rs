@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::{WireReader, put_field};
 use crate::core::job::{JobId, ResponseHead, UpstreamResponse};
+use crate::core::job_body::ListShape;
 use crate::core::route::Ladder;
 use crate::core::siblings::SharedState;
 
@@ -20,6 +21,7 @@ pub(in crate::cluster) fn encode_state(state: &SharedState, max_body: usize) -> 
     encode_head(&mut out, &state.head);
     out.push(body.is_some().into());
     put_field(&mut out, body.map_or(&[], |body| body));
+    encode_shape(&mut out, state.shape.as_deref());
     out
 }
 
@@ -39,7 +41,30 @@ pub(in crate::cluster) fn decode_state(
     let head = Arc::new(decode_head(&mut reader)?);
     let has_body = reader.u8()? == 1;
     let body = reader.field()?;
-    Some(SharedState { id: id.clone(), rung, body: has_body.then_some(body), head, age, is_final })
+    let shape = decode_shape(&mut reader)?.map(Arc::new);
+    Some(SharedState { id: id.clone(), rung, body: has_body.then_some(body), head, age, is_final, shape })
+}
+
+fn encode_shape(out: &mut Vec<u8>, shape: Option<&ListShape>) {
+    match shape {
+        None => out.push(0),
+        Some(ListShape::Array) => out.push(1),
+        Some(ListShape::Map) => out.push(2),
+        Some(ListShape::Wrapped(name)) => {
+            out.push(3);
+            put_field(out, name.as_bytes());
+        }
+    }
+}
+
+fn decode_shape(reader: &mut WireReader) -> Option<Option<ListShape>> {
+    Some(match reader.u8()? {
+        0 => None,
+        1 => Some(ListShape::Array),
+        2 => Some(ListShape::Map),
+        3 => Some(ListShape::Wrapped(std::str::from_utf8(&reader.field()?).ok()?.to_owned())),
+        _ => return None,
+    })
 }
 
 pub(in crate::cluster) fn encode_response(response: &UpstreamResponse) -> Vec<u8> {
@@ -97,6 +122,17 @@ mod tests {
             }),
             age: Duration::from_millis(7),
             is_final: true,
+            shape: Some(Arc::new(ListShape::Wrapped("clips".to_owned()))),
+        }
+    }
+
+    #[test]
+    fn each_list_shape_is_read_as_it_was_written() {
+        let ladder = Route::suno().ladder;
+        for shape in [None, Some(ListShape::Array), Some(ListShape::Map)] {
+            let state = SharedState { shape: shape.map(Arc::new), ..state() };
+            let read = decode_state(encode_state(&state, 100), &state.id, state.age, &ladder);
+            assert_eq!(read, Some(state));
         }
     }
 

@@ -15,6 +15,7 @@ use super::types::{
 };
 use crate::core::coalescer::{PollOutcome, PollProgress};
 use crate::core::job::JobState;
+use crate::core::job_body::ListShape;
 
 /// Time for which a replica whose link is back looks before it claims.
 pub(super) const LOOKING: Duration = Duration::from_millis(300);
@@ -24,6 +25,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 const LEASE_MARGIN: Duration = Duration::from_secs(30);
 /// Time in which a guest makes itself known again, after a new name or to an engine without memory.
 pub(super) const COMING_BACK: Duration = LOOKING.saturating_add(MAX_PATIENCE);
+/// Pauses between questions for a lease that a sibling has grow from `takeover` to eight times that.
+const MAX_DOUBLINGS: u32 = 3;
 /// Polls apart are spread over this time.
 const SPREAD: Duration = Duration::from_millis(500);
 
@@ -127,6 +130,8 @@ impl Siblings {
                 asked: None,
                 came: BTreeSet::new(),
                 left: BTreeSet::new(),
+                adopt_at: None,
+                refused: 0,
                 guests_linger_until: None,
                 lingers_here: false,
                 ends_at: None,
@@ -143,24 +148,58 @@ impl Siblings {
 
     /// Takes the lease of a poll that is made here, if the link is up and the lease is vacant.
     pub(super) fn adopt(&mut self, name: PollName, now: Instant) {
-        let Some(poll) = self.polls.get(name).filter(|_| self.link.is_up()) else { return };
-        if poll.own().is_some_and(OwnRun::is_unfit) {
+        if self.polls.get(name).and_then(SharedPoll::own).is_some_and(OwnRun::is_unfit) {
             self.polls.change(name, |poll| {
                 poll.own_mut().into_iter().for_each(|own| own.has_stepped_back = true);
             });
             return;
         }
+        let call = self.send_adopt(name, now);
+        self.polls.change(name, |poll| {
+            let (Some(call), Some(own)) = (call, poll.own_mut()) else { return };
+            own.asked = Some(call);
+            own.came.clear();
+            own.left.clear();
+            (own.adopt_at, own.refused) = (None, 0);
+        });
+    }
+
+    /// Takes a lease back that the engine may have given to a sibling meanwhile. The guests are known.
+    pub(super) fn keep_lease(&mut self, name: PollName, now: Instant) {
+        self.send_adopt(name, now);
+    }
+
+    fn send_adopt(&mut self, name: PollName, now: Instant) -> Option<CallId> {
+        let poll = self.polls.get(name).filter(|_| self.link.is_up())?;
         let (token, age) = (poll.token, now.saturating_duration_since(poll.opened_at));
         let attempt_age = now.saturating_duration_since(poll.began_at());
         let spec = Arc::clone(&poll.spec);
         let call = self.call(EngineCall::Adopt { spec, token, age, attempt_age });
         self.calls.insert(call, (name, token));
+        Some(call)
+    }
+
+    /// Asks for a lease again some time after a refusal: its holder may have been dead, and unheard here. A holder that
+    /// is still alive one takeover later was heard, so its death is noticed; the pauses may grow.
+    fn adopt_later(&mut self, name: PollName, now: Instant) {
+        let takeover = self.config.takeover;
         self.polls.change(name, |poll| {
             let Some(own) = poll.own_mut() else { return };
-            own.asked = Some(call);
-            own.came.clear();
-            own.left.clear();
+            own.adopt_at = Some(now + takeover * (1 << own.refused.min(MAX_DOUBLINGS)));
+            own.refused += 1;
         });
+    }
+
+    fn adopt_again(&mut self, name: PollName, now: Instant) {
+        let asked = self.polls.change(name, |poll| {
+            let own = poll.own_mut()?;
+            own.adopt_at = None;
+            (!own.is_leased).then_some(own.refused)
+        });
+        if let Some(refused) = asked.flatten().filter(|_| self.draining.is_none()) {
+            self.adopt(name, now);
+            self.polls.change(name, |poll| poll.own_mut().into_iter().for_each(|own| own.refused = refused));
+        }
     }
 
     /// Is a guest no more. Without a link that needs no word: the guest comes back under another name.
@@ -205,7 +244,10 @@ impl Siblings {
                 }
                 None => self.start(name, Some(epoch), now),
             },
-            EngineAnswer::Held { .. } if is_ours => self.detach(name),
+            EngineAnswer::Held { .. } if is_ours => {
+                self.detach(name);
+                self.adopt_later(name, now);
+            }
             EngineAnswer::Held { epoch, .. } | EngineAnswer::Known(_, epoch)
                 if !is_ours && self.is_dead(name, epoch) =>
             {
@@ -221,8 +263,17 @@ impl Siblings {
                 self.engine_flushed(now);
                 if !is_ours {
                     self.delay(name, now + ASK_AGAIN, None, now);
+                } else if self
+                    .polls
+                    .get(name)
+                    .and_then(SharedPoll::own)
+                    .is_some_and(|own| own.asked.is_none())
+                {
+                    self.adopt(name, now);
                 }
             }
+            // P3: the poll began without an answer, and no replica has its lease.
+            EngineAnswer::Known(..) | EngineAnswer::Vacant if is_ours => self.adopt(name, now),
             EngineAnswer::Known(..) | EngineAnswer::Vacant | EngineAnswer::Done(_) => {}
         }
     }
@@ -272,6 +323,9 @@ impl Siblings {
             }
             (own.is_held && !own.guests.is_empty()).then_some(token)
         });
+        if lease.is_none() {
+            self.adopt_later(name, now);
+        }
         if let Some(token) = note.flatten() {
             self.call(EngineCall::Note(name, token, true));
         }
@@ -323,13 +377,17 @@ impl Siblings {
     /// Ends a poll with the result of a sibling's. Claims it if the result cannot be used.
     pub(super) fn sibling_landed(&mut self, name: PollName, result: SiblingResult, now: Instant) {
         let is_delayed = |poll: &SharedPoll| matches!(poll.phase, SharePhase::Delayed { .. });
-        let is_dead = self.is_dead(name, result.epoch);
-        let outcome = if is_dead { None } else { into_outcome(result) };
+        let shape = shape_of(&result.outcome);
+        let needs_shape = self.polls.get(name).is_some_and(|poll| poll.spec.needs_shape);
+        let is_usable = !self.is_dead(name, result.epoch)
+            && (shape.is_some() || !needs_shape || !matches!(result.outcome, SharedOutcome::Jobs(_)));
+        let outcome = if is_usable { into_outcome(result) } else { None };
         let Some(outcome) = outcome else {
             self.polls.change(name, |poll| Arc::make_mut(&mut poll.spec).takes_known = false);
             match self.polls.get(name).is_some_and(is_delayed) {
                 true => {}
-                false if is_dead => self.lose(name, None, now),
+                // A dead epoch, or a list without its shape (P8).
+                false if !is_usable => self.lose(name, None, now),
                 // P1: the bytes were too many to be shared. One replica after the other would get them in vain.
                 false => self.start_alone(name, now),
             }
@@ -337,6 +395,7 @@ impl Siblings {
         };
         let Some(poll) = self.polls.remove(name) else { return };
         if let Some(local) = poll.local {
+            self.outputs.extend(shape.map(|shape| SiblingOutput::Shape(local, shape)));
             self.outputs.push_back(SiblingOutput::Landed(local, outcome));
         }
     }
@@ -405,7 +464,8 @@ impl Siblings {
                 self.show(name, false);
                 self.claim(name, None, now);
             }
-            SharePhase::Ours(_) => self.end_run(name, now),
+            SharePhase::Ours(ref own) if own.ends_at.is_some_and(|at| at <= now) => self.end_run(name, now),
+            SharePhase::Ours(_) => self.adopt_again(name, now),
         }
     }
 
@@ -442,6 +502,13 @@ impl Siblings {
     /// Returns whether a new poll waits for the engine.
     pub(super) fn asks_first(&self) -> bool {
         self.link.state() == LinkState::Near
+    }
+}
+
+fn shape_of(outcome: &SharedOutcome) -> Option<Arc<ListShape>> {
+    match outcome {
+        SharedOutcome::Jobs(states) => states.iter().find_map(|state| state.shape.clone()),
+        SharedOutcome::Unsplit(_) | SharedOutcome::Refused(_) => None,
     }
 }
 

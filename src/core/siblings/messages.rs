@@ -103,9 +103,10 @@ impl Siblings {
             if let Some(result) = result.filter(|_| own.has_stepped_back && token != poll.token) {
                 return self.landed_meanwhile(name, result, now);
             }
-            // Two replicas made the poll. This one may have its lease now.
-            if !own.is_leased && self.draining.is_none() && token != poll.token {
-                self.adopt(name, now);
+            // Two replicas made the poll. This one may have its lease now, or again: an engine whose clock went ahead gave
+            // it to the other.
+            if self.draining.is_none() && token != poll.token {
+                if own.is_leased { self.keep_lease(name, now) } else { self.adopt(name, now) }
             }
             return;
         }

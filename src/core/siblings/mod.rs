@@ -122,7 +122,8 @@ use crate::core::job::KeyDomain;
 /// A holder that cannot reach the upstream, or that has to pause, gives up the lease. Then each replica with waits makes one
 /// attempt, one after the other, until one of them succeeds. If all fail, each backs off by itself as it would alone.
 ///
-/// A replica that makes a poll without its lease takes the lease when its holder has ended the poll or is dead.
+/// A replica that makes a poll without its lease asks for it when its holder has ended the poll or is dead, and one
+/// takeover after a refusal, then two, four and eight: the engine may have known a dead holder for a living one (P3).
 ///
 /// A poll of a sibling proves states (P7) while it is held, its holder was heard within 1.2 s, and this replica hears
 /// itself.

@@ -166,6 +166,7 @@ impl Siblings {
             head,
             age: now.saturating_duration_since(state.as_of),
             is_final,
+            shape: None,
         }
     }
 

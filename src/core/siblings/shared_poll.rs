@@ -88,6 +88,9 @@ pub(super) struct OwnRun {
     pub(super) asked: Option<CallId>,
     pub(super) came: BTreeSet<ReplicaName>,
     pub(super) left: BTreeSet<ReplicaName>,
+    /// When to ask for the lease again after the engine refused it, and the refusals in a row.
+    pub(super) adopt_at: Option<Instant>,
+    pub(super) refused: u32,
     /// End of the linger after the last guest.
     pub(super) guests_linger_until: Option<Instant>,
     /// Whether the coalescer counts no linger for it: it joined a poll that was kept for guests.
@@ -168,7 +171,7 @@ impl SharedPoll {
             | SharePhase::Delayed { until: at, .. }
             | SharePhase::Away { until: at, .. } => Some(*at),
             SharePhase::Looking { until } => *until,
-            SharePhase::Ours(own) => return own.ends_at,
+            SharePhase::Ours(own) => return [own.ends_at, own.adopt_at].into_iter().flatten().min(),
         };
         [due, self.abandon_at].into_iter().flatten().min()
     }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::core::coalescer::{PollId, PollOutcome, PollProgress};
 use crate::core::job::{JobId, JobSet, KeyDomain, ResponseHead, UpstreamResponse};
+use crate::core::job_body::ListShape;
 use crate::core::route::{Goal, Ladder, Rung};
 
 /// Settings of the machine.
@@ -73,6 +74,9 @@ pub struct ShareSpec {
     pub takes_known: bool,
     /// Greatest age of a stored state that answers it. Terminal states have any age.
     pub max_age: Duration,
+    /// Whether an answer of a sibling needs a [`SharedState::shape`]: the waits get a list, and this replica has seen none
+    /// of the key (P8).
+    pub needs_shape: bool,
 }
 
 /// State of a job on its way between replicas: ages instead of moments, since clocks are not shared.
@@ -90,6 +94,9 @@ pub struct SharedState {
     pub age: Duration,
     /// Whether the state never changes again.
     pub is_final: bool,
+    /// Outer shape of the lists of the key and route, if the sender has seen one. The caller adds it to
+    /// [`EngineCall::Land`].
+    pub shape: Option<Arc<ListShape>>,
 }
 
 /// Result of a poll on its way between replicas.
@@ -181,6 +188,8 @@ pub enum SiblingOutput {
     TryNow(PollId),
     /// Progress of a poll for the coalescer.
     Progress(PollId, PollProgress),
+    /// Outer shape of the lists of the poll's key and route. Comes before the result of a sibling's poll.
+    Shape(PollId, Arc<ListShape>),
     /// Result of a poll for the coalescer.
     Landed(PollId, PollOutcome),
     /// Calls the engine.

@@ -44,7 +44,7 @@ use super::route::{Form, Goal, Route, Rung};
 use super::scheduler::{
     AttemptResult, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
 };
-use super::sweep::{RandomQueue, SeedOnPanic, setting};
+use super::sweep::{RandomQueue, SeedOnPanic, seeds, setting};
 
 /// Time for which the upstream holds a poll.
 const HOLD: Duration = Duration::from_secs(120);
@@ -60,7 +60,7 @@ fn no_outage_and_no_neighbour_leaves_a_client_worse_off_than_alone() {
     if let Some(seed) = setting("CLIPGATE_SWEEP_SEED") {
         return Run::new(seed, true).finish();
     }
-    for seed in 0..setting("CLIPGATE_SWEEP_SEEDS").unwrap_or(512) {
+    for seed in seeds(512) {
         Run::new(seed, false).finish();
     }
 }

@@ -39,8 +39,10 @@ use crate::cluster::Cluster;
 use crate::core::Map;
 use crate::core::coalescer::{Cause, Failure, Input, PollId, PollOutcome, PollProgress, PollSpec};
 use crate::core::job::JobState;
+use crate::core::route::Form;
 use crate::core::siblings::{
-    EngineCall, LinkState, PollName, Removal, ShareSpec, SiblingConfig, SiblingInput, SiblingOutput, Siblings,
+    EngineCall, LinkState, PollName, Removal, ShareSpec, SharedOutcome, SiblingConfig, SiblingInput,
+    SiblingOutput, Siblings,
 };
 use crate::telemetry::metrics::LinkLabel;
 
@@ -169,8 +171,9 @@ impl HubTask {
         let Some(sharing) = &mut self.sharing else { return Some(poll) };
         let PollSpec { domain, ref jobs, goal, form } = poll.spec;
         let Some(name) = sharing.cluster.poll_name(domain, jobs, form, goal) else { return Some(poll) };
-        let share =
-            ShareSpec { name, domain, jobs: jobs.clone(), goal, hold: route.hold, takes_known, max_age };
+        let needs_shape = form == Form::Multi && self.cache.known_list_shape(domain, jobs.route()).is_none();
+        let (jobs, hold) = (jobs.clone(), route.hold);
+        let share = ShareSpec { name, domain, jobs, goal, hold, takes_known, max_age, needs_shape };
         sharing.cluster.register(&share, &key);
         sharing.names.add(name);
         sharing.offered.insert(id, OfferedPoll { name, poll });
@@ -295,9 +298,20 @@ impl HubTask {
             SiblingOutput::Landed(id, outcome) => {
                 self.sibling_landed(id, outcome, AnswerOrigin::Sibling, now);
             }
-            SiblingOutput::Call(id, call) => {
-                if let EngineCall::Claim(request) = &call {
-                    sharing.claims.claimed(id, request);
+            SiblingOutput::Shape(id, shape) => {
+                if let Some(OfferedPoll { poll, .. }) = sharing.offered.get(&id) {
+                    self.cache.set_list_shape(poll.spec.domain, poll.spec.jobs.route(), &shape);
+                }
+            }
+            SiblingOutput::Call(id, mut call) => {
+                match &mut call {
+                    EngineCall::Claim(request) => sharing.claims.claimed(id, request),
+                    EngineCall::Land { spec, outcome: SharedOutcome::Jobs(states), .. } => {
+                        // P8: a sibling may have seen no list of the key.
+                        let shape = self.cache.known_list_shape(spec.domain, spec.jobs.route());
+                        states.iter_mut().for_each(|state| state.shape.clone_from(&shape));
+                    }
+                    _ => {}
                 }
                 sharing.cluster.call(id, call);
             }

@@ -50,7 +50,11 @@ impl Replicas {
 
     /// Starts one replica for each URL of the engine, and waits until all know each other.
     pub(super) async fn with_urls(engine: TestEngine, urls: &[String]) -> Self {
-        let env = TestEnv::with_options(SimOptions::default()).await;
+        Self::with_options(engine, urls, SimOptions::default()).await
+    }
+
+    pub(super) async fn with_options(engine: TestEngine, urls: &[String], options: SimOptions) -> Self {
+        let env = TestEnv::with_options(options).await;
         configure(&env, "");
         let mut replicas = Self { env, engine, all: Vec::new() };
         for url in urls {

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use clipgate::sim::{ListFormat, SimOptions};
 use clipgate::testing::clock;
 
-use super::replica::{Replica, Replicas, latest};
+use super::engine::TestEngine;
+use super::replica::{Replica, Replicas, is_guest, latest};
 use crate::harness::process::completed_target;
 
 // P3
@@ -76,6 +78,47 @@ async fn the_answer_to_a_siblings_poll_is_a_hit_afterwards_and_the_first_says_so
         assert_eq!(status.ends_with("; detail=sibling"), is_first, "hit {hit}: {status}");
     }
     assert_eq!(replicas.polls("a"), 1);
+}
+
+// P8
+#[tokio::test]
+async fn a_list_from_a_sibling_has_the_outer_shape_of_the_upstream() {
+    let engine = TestEngine::start().await;
+    let urls = vec![engine.url(); 2];
+    let options = SimOptions { list_format: ListFormat::Object, ..SimOptions::default() };
+    let replicas = Replicas::with_options(engine, &urls, options).await;
+    let target = |id: &str| format!("/v2/generate/audio/suno-ai/clips?clip_ids[]={id}&status=completed");
+    let body = |answer: &http::Response<bytes::Bytes>| String::from_utf8_lossy(answer.body()).into_owned();
+
+    // A state that a sibling read alone says nothing about lists.
+    replicas.env.sim.set_status("a", "completed");
+    replicas.all[0].get(&completed_target("a"), &[]).await;
+    let answer = replicas.all[1].get(&target("a"), &[]).await;
+    assert!(body(&answer).starts_with("{\"clips\":["), "{}", body(&answer));
+
+    // Now the second replica knows the shape. The first one gets it with a stored list, or with a poll that lands.
+    replicas.env.sim.set_status("b", "completed");
+    let own = replicas.all[1].get(&target("b"), &[]).await;
+    let known = replicas.all[0].get(&target("b"), &[]).await;
+    assert_eq!(body(&own), body(&known));
+    assert!(body(&own).starts_with("{\"clips\":["), "{}", body(&own));
+    let status = known.headers()["cache-status"].to_str().unwrap();
+    assert!(status.starts_with("clipgate; hit") && status.ends_with("detail=sibling"), "{status}");
+
+    // A key of which the second replica has seen no list yet.
+    replicas.env.sim.set_status("c", "queued");
+    let (list, key) = (target("c"), "Bearer carl");
+    let waiting = async {
+        replicas.all[0].wait_for_state("a parked wait", |state| state["waits"]["parked"] == 1).await;
+        let completing = async {
+            replicas.all[1].wait_for_state("a poll of a sibling", is_guest).await;
+            replicas.env.sim.set_status("c", "completed");
+        };
+        tokio::join!(replicas.all[1].get_with_key(&list, key), completing).0
+    };
+    let (own, shared) = tokio::join!(replicas.all[0].get_with_key(&list, key), waiting);
+    assert_eq!(shared.headers()["cache-status"], "clipgate; fwd=miss; collapsed; detail=sibling");
+    assert_eq!(body(&own), body(&shared));
 }
 
 // P11

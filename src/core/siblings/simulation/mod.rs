@@ -17,7 +17,7 @@
 //! | `schedules` | plans by hand: one for each row of the bounds |
 //! | this one | the run: events and timers in order |
 //!
-//! `CLIPGATE_SWEEP_SEEDS=n` runs n seeds, `CLIPGATE_SWEEP_SEED=n` runs one with a trace.
+//! `CLIPGATE_SWEEP_SEEDS=n` runs n seeds, from `CLIPGATE_SWEEP_FIRST` on; `CLIPGATE_SWEEP_SEED=n` runs one with a trace.
 
 mod engine;
 mod network;
@@ -31,14 +31,14 @@ use std::time::Duration;
 
 use self::engine::EngineModel;
 use self::network::ToEngine;
-use self::oracle::{Disturbance, Lateness};
+use self::oracle::{Disturbance, Lateness, LostAnswer};
 use self::plan::{Fault, SweepPlan};
 use self::replica::Replica;
 use super::{KeyEpoch, PollName, SiblingInput};
 use crate::core::coalescer::{Input, PollId, PollOutcome, PollSpec, WaitId};
 use crate::core::job::KeyDomain;
 use crate::core::route::{Goal, Route, Rung};
-use crate::core::sweep::{SeedOnPanic, setting};
+use crate::core::sweep::{SeedOnPanic, seeds, setting};
 
 /// Hold of the upstream.
 const HOLD: Duration = Duration::from_secs(120);
@@ -48,7 +48,7 @@ fn no_client_of_several_replicas_is_worse_off_than_alone() {
     if let Some(seed) = setting("CLIPGATE_SWEEP_SEED") {
         return run(seed, true);
     }
-    for seed in 0..setting("CLIPGATE_SWEEP_SEEDS").unwrap_or(32) {
+    for seed in seeds(32) {
         run(seed, false);
     }
 }
@@ -110,6 +110,7 @@ struct World {
     started: BTreeMap<(u8, Goal), u64>,
     /// When the attempts for a job fail that have begun so far.
     fails_at: BTreeMap<usize, Duration>,
+    lost: Vec<LostAnswer>,
     /// Epochs that each replica knows to be dead.
     dead: BTreeSet<(usize, u64)>,
     /// Epoch under which the result of an attempt was published, by the attempt.
@@ -154,6 +155,7 @@ impl World {
             disturbances: Vec::new(),
             started: BTreeMap::new(),
             fails_at: BTreeMap::new(),
+            lost: Vec::new(),
             dead: BTreeSet::new(),
             published: BTreeMap::new(),
             revoked_at: BTreeMap::new(),

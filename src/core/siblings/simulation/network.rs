@@ -256,7 +256,11 @@ impl World {
                 self.break_egress(n, now + time);
             }
             Fault::Shuffle(time) => {
-                self.disturb(now, time + SHUFFLED, Lateness::steady(SHUFFLED));
+                self.disturb(
+                    now,
+                    time + SHUFFLED,
+                    Lateness { is_shuffle: true, ..Lateness::steady(SHUFFLED) },
+                );
                 self.shuffled_until = now + time;
             }
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::HOLD;
-use crate::core::coalescer::Proof;
+use crate::core::coalescer::{Pace, Proof};
 use crate::core::job::JobId;
 use crate::core::sweep::Timeline;
 
@@ -82,6 +82,8 @@ pub(super) struct SweepPlan {
     pub(super) is_failing: bool,
     /// Whether faults come while others last.
     pub(super) is_stormy: bool,
+    /// Times of an upstream that answers each request at once. `None`: it holds them.
+    pub(super) pace: Option<Pace>,
     /// When each replica first has a link.
     pub(super) links_at: Vec<Duration>,
 }
@@ -91,6 +93,8 @@ impl SweepPlan {
         let replicas = rng.usize(1..=4);
         let (domains, per_domain) = (rng.u8(1..=2), rng.usize(1..=3));
         let mut moments = vec![Duration::ZERO, Duration::from_secs(3), HOLD];
+        let is_stormy = rng.u8(..5) == 0;
+        let faults = faults(rng, replicas, domains, is_stormy, &mut moments);
         let mut jobs = Vec::new();
         for domain in 0..domains {
             for number in 0..per_domain {
@@ -106,8 +110,6 @@ impl SweepPlan {
                 jobs.push(PlannedJob { domain, id, steps: Timeline(steps), is_refused: rng.u8(..14) == 0 });
             }
         }
-        let is_stormy = rng.u8(..5) == 0;
-        let faults = faults(rng, replicas, domains, is_stormy, &mut moments);
         let mut clients = Vec::new();
         let is_crowded = rng.bool();
         let most = [4, 10, 24][rng.usize(..3)];
@@ -133,6 +135,7 @@ impl SweepPlan {
             max_jobs: rng.usize(2..=6),
             is_failing: rng.u8(..10) == 0,
             is_stormy,
+            pace: None,
             links_at: (0..replicas)
                 .map(
                     |_| {
@@ -182,13 +185,9 @@ impl SweepPlan {
             max_jobs: 6,
             is_failing: false,
             is_stormy: false,
+            pace: None,
             links_at: vec![Duration::ZERO; replicas],
         }
-    }
-
-    /// Returns whether messages come out of order at some time.
-    pub(super) fn shuffles(&self) -> bool {
-        self.faults.iter().any(|(_, fault)| matches!(fault, Fault::Shuffle(_)))
     }
 }
 
@@ -274,6 +273,10 @@ fn faults(
         gone += usize::from(matches!(fault, Fault::Kill(_) | Fault::Drain(..)));
         moments.push(at);
         faults.push((at, fault));
+        if matches!(fault, Fault::Refuse(..)) && rng.bool() {
+            // Results of the dead epoch come after the news of its end.
+            faults.push((at, Fault::Shuffle(short)));
+        }
         at += if is_stormy { Duration::ZERO } else { Duration::from_secs(26) };
     }
     faults
@@ -285,7 +288,7 @@ fn moment(rng: &mut fastrand::Rng, moments: &[Duration]) -> Duration {
         return Duration::from_millis(rng.u64(..200_000));
     }
     let at = moments[rng.usize(..moments.len())];
-    let near = [0, 1, 3, 20, 60, 240, 700, 1_500];
+    let near = [0, 1, 3, 20, 60, 240, 700, 1_500, 4_000];
     let distance = Duration::from_millis(near[rng.usize(..near.len())]);
     if rng.bool() { at + distance } else { at.saturating_sub(distance) }
 }

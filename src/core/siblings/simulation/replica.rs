@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::engine::TAKEOVER;
 use super::network::ToEngine;
+use super::oracle::LostAnswer;
 use super::plan::SweepPlan;
 use super::{HOLD, SweepEvent, World, domain};
 use crate::core::coalescer::{
@@ -66,13 +67,13 @@ pub(super) enum PollMaker {
 impl Replica {
     pub(super) fn new(n: usize, plan: &SweepPlan, route: &Route, rng: &mut fastrand::Rng) -> Self {
         let timing = Timing {
-            proves: true,
+            proves: plan.pace.is_none(),
             ladder: route.ladder.clone(),
-            hold: HOLD,
+            hold: plan.pace.map_or(HOLD, |_| Duration::ZERO),
             linger: plan.linger,
             watch_idle: Duration::ZERO,
             max_jobs: plan.max_jobs,
-            pace: None,
+            pace: plan.pace,
         };
         let config = SiblingConfig {
             instance: n as u64 + 1,
@@ -188,9 +189,10 @@ impl World {
                     domain: spec.domain,
                     jobs: spec.jobs.clone(),
                     goal: spec.goal,
-                    hold: HOLD,
+                    hold: self.plan.pace.map_or(HOLD, |_| Duration::ZERO),
                     takes_known: cause != Cause::NoCache,
-                    max_age: Duration::ZERO,
+                    max_age: self.plan.pace.map_or(Duration::ZERO, |pace| pace.live_ttl),
+                    needs_shape: false,
                 };
                 self.replicas[n].polls.insert(id, SweepPoll { spec, maker: Vec::new() });
                 self.replicas[n].siblings.handle(SiblingInput::Open(id, share), now);
@@ -216,7 +218,7 @@ impl World {
                 self.trace(|| format!("[{n}] {run:?} is cancelled"));
                 self.replicas[n].runs.remove(&run).expect("only a started poll is cancelled");
             }
-            SiblingOutput::TryNow(_) => {}
+            SiblingOutput::TryNow(_) | SiblingOutput::Shape(..) => {}
             SiblingOutput::Progress(id, progress) => {
                 self.trace(|| format!("[{n}] {id:?}: {progress:?}"));
                 self.replicas[n].coalescer.handle(Input::Progress(id, progress), now);
@@ -255,11 +257,24 @@ impl World {
         self.at(sent, SweepEvent::Sent(n, run));
         let arrives = sent + self.hop();
         let jobs: Vec<usize> = self.jobs_of(&spec);
+        let goal = self.rungs.iter().position(|&rung| spec.goal == Goal::Rung(rung)).unwrap_or(0);
+        let reached = jobs.iter().map(|&job| self.plan.jobs[job].steps.reaches_at(goal));
+        let reached =
+            reached.collect::<Option<Vec<_>>>().map(|all| all.into_iter().fold(arrives, Duration::max));
+        let answered = match self.plan.pace {
+            Some(_) => arrives,
+            None => reached.filter(|at| *at <= arrives + HOLD).unwrap_or(arrives + HOLD),
+        };
         if self.plan.is_failing && self.rng.u8(..4) == 0 {
             let fails = arrives + Duration::from_millis(self.rng.u64(..20_000));
             for job in jobs {
                 let at = self.fails_at.entry(job).or_default();
                 *at = fails.max(*at);
+                self.lost.extend((answered < fails).then_some(LostAnswer {
+                    job,
+                    from: answered,
+                    until: fails,
+                }));
             }
             return self.at(fails, SweepEvent::Ended(n, run, PollOutcome::Failed(Failure::Unreachable)));
         }
@@ -269,11 +284,6 @@ impl World {
             let lands = arrives + self.hop();
             return self.at(lands, SweepEvent::Ended(n, run, PollOutcome::Refused(Arc::new(reply))));
         }
-        let goal = self.rungs.iter().position(|&rung| spec.goal == Goal::Rung(rung)).unwrap_or(0);
-        let reached = jobs.iter().map(|&job| self.plan.jobs[job].steps.reaches_at(goal));
-        let reached =
-            reached.collect::<Option<Vec<_>>>().map(|all| all.into_iter().fold(arrives, Duration::max));
-        let answered = reached.filter(|at| *at <= arrives + HOLD).unwrap_or(arrives + HOLD);
         self.next_attempt += 1;
         let states = jobs.iter().map(|&job| self.state(n, job, answered)).collect();
         let read = answered + self.hop();

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use super::*;
 use crate::core::coalescer::{PollOutcome, PollProgress};
 use crate::core::job::{JobId, JobSet, JobState, ResponseHead};
+use crate::core::job_body::ListShape;
 use crate::core::route::{Goal, Ladder, Route, Rung};
 
 const ME: ReplicaName = ReplicaName(1);
@@ -128,6 +129,7 @@ impl Gateway {
             hold: ms(120_000),
             takes_known: true,
             max_age: Duration::ZERO,
+            needs_shape: false,
         }
     }
 
@@ -164,6 +166,7 @@ impl Gateway {
             head: Arc::new(ResponseHead::default()),
             age,
             is_final: rung >= 3,
+            shape: None,
         }
     }
 
@@ -234,6 +237,7 @@ impl Gateway {
                     self.landed.push(outcome);
                     format!("landed {id}")
                 }
+                SiblingOutput::Shape(PollId(id), shape) => format!("shape {id} {shape:?}"),
                 SiblingOutput::CountSubscribers(_) => continue,
                 SiblingOutput::Resubscribe => "resubscribe".to_owned(),
                 SiblingOutput::Call(id, EngineCall::Beat(former)) => {

@@ -267,3 +267,54 @@ fn a_guest_that_finds_stored_states_is_a_guest_no_more() {
     gateway.answer("claim", EngineAnswer::Known(states, EPOCH));
     assert_eq!(gateway.take(), ["lost 1", "claim", "detach", "landed 1"]);
 }
+
+#[test]
+fn the_guests_of_an_older_question_are_not_those_of_now() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    gateway.message(SiblingMessage::Flushed);
+    let (older, _) = gateway.calls["adopt"].clone();
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.pass(ms(150));
+    gateway.message(SiblingMessage::Flushed);
+    let none = EngineAnswer::Adopted { is_mine: true, epoch: EPOCH, guests: Vec::new() };
+    gateway.input(SiblingInput::Answer(older, none));
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.pass_with(&[SIBLING], ms(5_000));
+    assert_eq!(gateway.take(), ["adopt", "adopt"]);
+}
+
+/// P3
+#[test]
+fn a_refused_poll_asks_for_its_lease_again_one_takeover_later() {
+    let mut gateway = Gateway::linked();
+    gateway.input(SiblingInput::LinkDown);
+    gateway.open(1);
+    gateway.link_up(ME);
+    let refused = EngineAnswer::Adopted { is_mine: false, epoch: EPOCH, guests: Vec::new() };
+    for pause in [2_000, 4_000, 8_000, 16_000, 16_000] {
+        gateway.answer("adopt", refused.clone());
+        gateway.take();
+        gateway.pass(ms(pause - 1));
+        assert_eq!(gateway.take(), Vec::<String>::new());
+        gateway.pass(ms(1));
+        assert_eq!(gateway.take(), ["adopt"]);
+    }
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: true, epoch: EPOCH, guests: Vec::new() });
+    gateway.pass(ms(60_000));
+    assert_eq!(gateway.take(), Vec::<String>::new());
+}
+
+/// P3
+#[test]
+fn a_poll_that_began_without_an_answer_takes_a_lease_that_the_late_answer_finds_vacant() {
+    let mut gateway = Gateway::linked();
+    gateway.open_held(1);
+    gateway.message(SiblingMessage::Flushed);
+    assert_eq!(gateway.take(), ["look"]);
+    gateway.is_engine_up = false;
+    gateway.wait_for("start 1", ms(2_000));
+    gateway.take();
+    gateway.answer("look", EngineAnswer::Vacant);
+    assert_eq!(gateway.take(), ["adopt"]);
+}

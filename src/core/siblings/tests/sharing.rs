@@ -169,3 +169,23 @@ fn the_poll_of_a_sibling_proves_states_while_it_is_held_and_its_holder_is_heard(
     gateway.beat(SIBLING);
     assert_eq!(gateway.take(), ["elsewhere 1 since 0 held"]);
 }
+
+/// P8: a replica that has seen no list of the key needs its outer shape with the states.
+#[test]
+fn a_list_of_a_sibling_comes_with_its_shape_or_is_asked_for_anew() {
+    let shape = Arc::new(ListShape::Wrapped("data".to_owned()));
+    for (sent, lines) in
+        [(Some(shape), ["shape 1 Wrapped(\"data\")", "landed 1"]), (None, ["lost 1", "claim"])]
+    {
+        let mut gateway = Gateway::linked();
+        let spec = ShareSpec { needs_shape: true, ..gateway.spec(1) };
+        gateway.input(SiblingInput::Open(PollId(1), spec));
+        gateway.answer("claim", held(SIBLING, 1, ms(0)));
+        gateway.take();
+        let state = SharedState { shape: sent, ..gateway.state(3, ms(0)) };
+        let outcome = SharedOutcome::Jobs(vec![state]);
+        gateway.message(SiblingMessage::Landed(name(1), token(1), EPOCH, outcome));
+        gateway.wait_for(lines[1], ms(200));
+        assert_eq!(gateway.take(), lines);
+    }
+}

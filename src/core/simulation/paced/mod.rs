@@ -31,7 +31,7 @@ use crate::core::coalescer::{
 use crate::core::job::{JobSet, JobState, ResponseHead, UpstreamResponse};
 use crate::core::route::{Form, Goal, Route, Rung};
 use crate::core::scheduler::RetryAdvice;
-use crate::core::sweep::{RandomQueue, SeedOnPanic, setting};
+use crate::core::sweep::{RandomQueue, SeedOnPanic, seeds, setting};
 
 /// Time between the start of a drain and its end.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -50,7 +50,7 @@ fn run_seeds(has_scheduler: bool) {
     if let Some(seed) = setting("CLIPGATE_SWEEP_SEED") {
         return PacedRun::new(seed, true, has_scheduler).finish();
     }
-    for seed in 0..setting("CLIPGATE_SWEEP_SEEDS").unwrap_or(256) {
+    for seed in seeds(256) {
         PacedRun::new(seed, false, has_scheduler).finish();
     }
 }
