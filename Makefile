@@ -11,7 +11,7 @@ MINUTES ?= 10
 RATE ?= 2000
 TARGETS ?= query job_body coalescer scheduler
 
-.PHONY: help run test check deny counts load vendors compare sweep soak outages fuzz dist deb manifests tools
+.PHONY: help run test check deny counts load vendors compare sweep soak soak-cluster outages fuzz dist deb manifests tools
 
 help:
 	@echo 'make run            start the gateway in front of a simulated upstream, with APIs that hold and that never do: no key, no network'
@@ -24,6 +24,7 @@ help:
 	@echo 'make compare        measure the gateway beside other proxies: half an hour on an idle machine'
 	@echo 'make sweep SEEDS=n  the first n (10000) random schedules of the coalescer, alone and with the scheduler; SEED=n: one schedule, with a trace'
 	@echo 'make soak           MINUTES (10) of load at RATE (2000) requests a second with faults, every answer checked; SEED=n'
+	@echo 'make soak-cluster   MINUTES (10) of waits at three replicas with a fault each 5 s: lost waits, delays and calls'
 	@echo 'make outages        restart the upstream four times under 200 waits: lost waits, delays and calls'
 	@echo 'make fuzz TIME=n    fuzz each of TARGETS (fuzz/targets/) for n (600) seconds'
 	@echo 'make dist           build a static binary, the Debian package, their notices and checksums in target/dist/'
@@ -66,6 +67,10 @@ sweep:
 
 soak:
 	cargo run --release --locked --example soak -- --minutes $(MINUTES) --rate $(RATE) $(if $(SEED),--seed $(SEED))
+
+soak-cluster:
+	CLIPGATE_SOAK_SECONDS=$$(($(MINUTES) * 60)) cargo test --locked --test it -- --nocapture --exact \
+		cluster::soak::no_wait_is_lost_while_replicas_and_the_engine_fail
 
 outages:
 	cargo build --release --locked --bin clipgate

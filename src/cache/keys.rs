@@ -71,6 +71,10 @@ impl KeyTable {
         }
     }
 
+    pub(super) fn domains(&self) -> impl Iterator<Item = KeyDomain> + '_ {
+        self.records.iter().map(|(domain, _)| *domain)
+    }
+
     /// Returns the proof of an accepted or suspended key.
     pub(super) fn proof(&self, domain: KeyDomain) -> Option<KeyProof> {
         let KeyRecord { epoch, is_proven, accepted_at, rejected_at } = self.records.get(&domain)?;

@@ -136,6 +136,11 @@ impl Cache {
         self.proof(domain).is_some()
     }
 
+    /// Returns the keys that the upstream has accepted or rejected, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = KeyDomain> + '_ {
+        self.keys.domains()
+    }
+
     /// Returns the cached state of a job, if this key may have it at `now` (P11).
     pub fn get(&self, domain: KeyDomain, id: &JobId, now: Instant) -> Option<Hit> {
         self.get_proven(self.proof(domain)?, domain, id, now)

@@ -56,6 +56,24 @@ impl Dialect {
         }
     }
 
+    /// Returns the pause of the key in the answer to a granted claim.
+    pub(super) fn pause_of_grant(&self, answer: &Value) -> Option<SiblingMessage> {
+        let Value::Array(items) = answer else { return None };
+        let [Value::BulkString(kind), _, left, Value::BulkString(message)] = &items[..] else { return None };
+        self.stored_pause(left, message).filter(|_| kind == b"G")
+    }
+
+    /// Reads a stored pause. `None`: there is none, or no replica has written it.
+    pub(super) fn stored_pause(&self, left: &Value, message: &[u8]) -> Option<SiblingMessage> {
+        let message = Bytes::copy_from_slice(message);
+        match self.message(message, &ClusterPolls::default())?.1 {
+            Heard::Other(SiblingMessage::Paused(domain, pause)) => {
+                Some(SiblingMessage::Paused(domain, pause.min(millis(left)?)))
+            }
+            Heard::Other(_) | Heard::Beat(..) => None,
+        }
+    }
+
     fn answer_of_poll(
         &self,
         kind: &[u8],
@@ -237,7 +255,7 @@ impl Dialect {
     }
 }
 
-fn bulk(value: Value) -> Option<Bytes> {
+pub(super) fn bulk(value: Value) -> Option<Bytes> {
     match value {
         Value::BulkString(bytes) => Some(bytes.into()),
         _ => None,

@@ -118,12 +118,10 @@ impl Dialect {
             EngineCall::Pause(domain, pause) => {
                 let mut text = domain.0.to_vec();
                 text.extend_from_slice(&millis(*pause).to_be_bytes());
-                vec![
-                    self.publish(
-                        ShardIndex::of_domain(*domain),
-                        message(&self.codes, WireKind::Paused, &text),
-                    ),
-                ]
+                let channel = self.names.channel(ShardIndex::of_domain(*domain));
+                let keys = vec![channel, self.names.pause_key(*domain)];
+                let args = vec![message(&self.codes, WireKind::Paused, &text), number(millis(*pause))];
+                vec![ScriptCall { script: EngineScript::Pause, keys, args }]
             }
             EngineCall::Flushed => {
                 let text = message(&self.codes, WireKind::Flushed, &me.0.to_be_bytes());
@@ -147,6 +145,7 @@ impl Dialect {
             self.names.domain_key(poll.domain),
             self.names.poll_key(poll.name),
             self.names.removal_key(shard),
+            self.names.pause_key(poll.domain),
         ];
         for (job, id) in poll.job_names.iter().zip(&poll.jobs) {
             keys.push(self.names.job_key(shard, job));
@@ -331,7 +330,7 @@ impl Dialect {
         let text = message(&self.codes, WireKind::Removed, &text);
         let call = |shard: ShardIndex, key: String| ScriptCall {
             script: EngineScript::Remove,
-            keys: vec![self.names.channel(shard), key],
+            keys: vec![self.names.channel(shard), key, self.names.removals_key(shard)],
             args: vec![text.clone(), number(millis(self.longest_lifetime()))],
         };
         match removal {
@@ -434,7 +433,7 @@ fn flag(is_set: bool) -> Vec<u8> {
     vec![if is_set { b'1' } else { b'0' }]
 }
 
-fn number(number: impl ToString) -> Vec<u8> {
+pub(super) fn number(number: impl ToString) -> Vec<u8> {
     number.to_string().into_bytes()
 }
 
@@ -443,6 +442,6 @@ fn moment(time: Option<EngineTime>) -> Vec<u8> {
     time.map(|EngineTime(time)| number(millis(time))).unwrap_or_default()
 }
 
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).min(1 << 50)
 }

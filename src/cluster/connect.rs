@@ -1,10 +1,12 @@
-//! Opens connections to the engine: the primary's address from the sentinels, DNS, TCP, TLS, greeting.
+//! Opens connections to servers of the engine: DNS, TCP, TLS, greeting.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ProtocolVersion, PushInfo, RedisConnectionInfo, RedisError};
 use rustls::pki_types::ServerName;
@@ -12,20 +14,17 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 
-use super::link::send;
-use crate::config::{ClusterConfig, EngineMode, EngineUrl};
-use crate::tls_roots;
+use super::names::{SHARDS, ShardIndex};
+use crate::config::EngineUrl;
 
 /// Time for all of it.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for the answer of one sentinel.
-const SENTINEL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Idle time after which the system probes a connection, and time between the probes.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// Commands between the link and its connection.
 const PIPELINE: usize = 1024;
 /// Messages that were read and not handled. A replica that falls further behind reads its polls again on a new link.
-const MAX_PUSHES: usize = 16_384;
+pub(super) const MAX_PUSHES: usize = 16_384;
 
 /// Failure to open a connection.
 #[derive(Debug, thiserror::Error)]
@@ -42,80 +41,81 @@ pub(super) enum ConnectError {
     Engine(#[from] RedisError),
     #[error("the engine closed the connection")]
     Closed,
+    #[error(
+        "the TLS handshake failed: {0}. The gateway trusts the certificate authorities of the system, or those of the file in \
+         SSL_CERT_FILE"
+    )]
+    Handshake(io::Error),
     #[error("no sentinel knows a primary with the name of cluster.master")]
     NoPrimary,
+    #[error("no node of the cluster knows the owners of all slots")]
+    NoOwner,
+    #[error("this server is a node of a Redis Cluster: set cluster.mode to \"cluster\"")]
+    InCluster,
 }
 
-/// The servers of the configuration.
-pub(super) struct EngineServers {
-    pub(super) urls: Vec<EngineUrl>,
-    /// Name of the primary, if the servers are sentinels.
-    pub(super) master: Option<String>,
-    pub(super) tls: Option<Arc<rustls::ClientConfig>>,
-}
+type ConnectionDriver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-impl EngineServers {
-    pub(super) fn new(config: &ClusterConfig) -> Result<Self, rustls::Error> {
-        let urls = config.urls.clone();
-        let tls =
-            urls.iter().any(|url| url.is_tls).then(tls_roots::trusting_platform).transpose()?.map(Arc::new);
-        let master = config.master.clone().filter(|_| config.mode == EngineMode::Sentinel);
-        Ok(Self { urls, master, tls })
-    }
-
-    /// Opens a connection to the server, or to the primary that the sentinels name. Cancel safe: dropping the future abandons
-    /// it.
-    pub(super) async fn connect(&self) -> Result<(EngineConnection, EngineUrl), ConnectError> {
-        let url = match &self.master {
-            None => self.urls.first().cloned().ok_or(ConnectError::NoPrimary)?,
-            Some(master) => self.primary(master).await?,
-        };
-        Ok((connect(&url, self.tls.as_ref()).await?, url))
-    }
-
-    /// Asks one sentinel after the other. A sentinel may need the credentials of the engine, or accept none.
-    async fn primary(&self, master: &str) -> Result<EngineUrl, ConnectError> {
-        let mut last = ConnectError::NoPrimary;
-        for sentinel in &self.urls {
-            let without = EngineUrl { user: None, password: None, database: 0, ..sentinel.clone() };
-            let with = EngineUrl { database: 0, ..sentinel.clone() };
-            for url in [Some(without), sentinel.password.is_some().then_some(with)].into_iter().flatten() {
-                match tokio::time::timeout(SENTINEL_TIMEOUT, self.ask(&url, master)).await {
-                    Ok(Ok((host, port))) => return Ok(EngineUrl { host, port, ..sentinel.clone() }),
-                    Ok(Err(error)) => last = error,
-                    Err(_) => last = ConnectError::TimedOut,
-                }
-            }
-        }
-        Err(last)
-    }
-
-    async fn ask(&self, sentinel: &EngineUrl, master: &str) -> Result<(String, u16), ConnectError> {
-        let mut connection = connect(sentinel, self.tls.as_ref()).await?;
-        let question = redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master).to_owned();
-        // Cancel safe: both ends of the connection are given up together.
-        let answer = tokio::select! {
-            answer = send(&connection.commands, question) => answer?,
-            () = &mut connection.driver => return Err(ConnectError::Closed),
-        };
-        let address: Option<(String, u16)> = redis::from_redis_value(answer).map_err(RedisError::from)?;
-        address.ok_or(ConnectError::NoPrimary)
-    }
-}
-
-/// An open connection. The caller polls `driver`; it ends with the connection.
-pub(super) struct EngineConnection {
+/// An open connection to one server. The caller polls `driver`; it ends with the connection.
+pub(super) struct ServerConnection {
     pub(super) commands: MultiplexedConnection,
+    pub(super) driver: ConnectionDriver,
+}
+
+/// Open connections to all servers of the engine: one, or the nodes of a Redis Cluster. The caller polls `driver`; it ends
+/// with the first of the connections.
+pub(super) struct EngineConnection {
+    pub(super) nodes: EngineNodes,
     pub(super) pushes: mpsc::Receiver<PushInfo>,
-    pub(super) driver: Pin<Box<dyn Future<Output = ()> + Send>>,
+    pub(super) driver: ConnectionDriver,
+}
+
+/// Ways of commands to the owners of their shards.
+pub(super) struct EngineNodes {
+    all: Vec<MultiplexedConnection>,
+    of_shard: [usize; SHARDS as usize],
+}
+
+impl EngineConnection {
+    /// Joins connections to the owners of these shards, which share the channel of messages.
+    pub(super) fn new(
+        servers: Vec<(ServerConnection, Vec<ShardIndex>)>,
+        pushes: mpsc::Receiver<PushInfo>,
+    ) -> Self {
+        let mut nodes = EngineNodes { all: Vec::new(), of_shard: [0; SHARDS as usize] };
+        let mut drivers = FuturesUnordered::new();
+        for (index, (server, shards)) in servers.into_iter().enumerate() {
+            nodes.all.push(server.commands);
+            shards.iter().for_each(|shard| nodes.of_shard[usize::from(shard.number())] = index);
+            drivers.push(server.driver);
+        }
+        let driver = Box::pin(async move { _ = drivers.next().await });
+        Self { nodes, pushes, driver }
+    }
+}
+
+impl EngineNodes {
+    pub(super) fn all(&self) -> &[MultiplexedConnection] {
+        &self.all
+    }
+
+    /// Returns the index of the owner of a shard.
+    pub(super) fn index_of(&self, shard: ShardIndex) -> usize {
+        self.of_shard[usize::from(shard.number())]
+    }
+
+    pub(super) fn of(&self, shard: ShardIndex) -> &MultiplexedConnection {
+        &self.all[self.index_of(shard)]
+    }
 }
 
 /// Opens a connection. Cancel safe: dropping the future abandons it.
-async fn connect(
+pub(super) async fn connect(
     url: &EngineUrl,
     tls: Option<&Arc<rustls::ClientConfig>>,
-) -> Result<EngineConnection, ConnectError> {
-    match tokio::time::timeout(CONNECT_TIMEOUT, connect_without_timeout(url, tls)).await {
+    pushes: mpsc::Sender<PushInfo>,
+) -> Result<ServerConnection, ConnectError> {
+    match tokio::time::timeout(CONNECT_TIMEOUT, connect_without_timeout(url, tls, pushes)).await {
         Ok(connected) => connected,
         Err(_) => Err(ConnectError::TimedOut),
     }
@@ -124,7 +124,8 @@ async fn connect(
 async fn connect_without_timeout(
     url: &EngineUrl,
     tls: Option<&Arc<rustls::ClientConfig>>,
-) -> Result<EngineConnection, ConnectError> {
+    pushes: mpsc::Sender<PushInfo>,
+) -> Result<ServerConnection, ConnectError> {
     let tcp = TcpStream::connect((url.host.as_str(), url.port)).await?;
     tcp.set_nodelay(true)?;
     let probes = socket2::TcpKeepalive::new().with_time(PROBE_INTERVAL).with_interval(PROBE_INTERVAL);
@@ -139,17 +140,19 @@ async fn connect_without_timeout(
     if let Some(user) = &url.user {
         greeting = greeting.set_username(user);
     }
-    let (sender, pushes) = mpsc::channel(MAX_PUSHES);
     // A full channel loses a message. The link sees that it is full and ends.
     let settings = AsyncConnectionConfig::new()
         .set_response_timeout(None)
         .set_connection_timeout(None)
         .set_pipeline_buffer_size(PIPELINE)
-        .set_push_sender(move |push| sender.try_send(push));
-    let (commands, driver): (_, Pin<Box<dyn Future<Output = ()> + Send>>) = match tls.filter(|_| url.is_tls) {
+        .set_push_sender(move |push| pushes.try_send(push));
+    let (commands, driver): (_, ConnectionDriver) = match tls.filter(|_| url.is_tls) {
         Some(tls) => {
             let name = ServerName::try_from(url.host.clone()).map_err(|_| ConnectError::HostName)?;
-            let stream = TlsConnector::from(Arc::clone(tls)).connect(name, tcp).await?;
+            let stream = TlsConnector::from(Arc::clone(tls))
+                .connect(name, tcp)
+                .await
+                .map_err(ConnectError::Handshake)?;
             let (commands, driver) =
                 MultiplexedConnection::new_with_config(&greeting, stream, settings).await?;
             (commands, Box::pin(driver))
@@ -159,5 +162,5 @@ async fn connect_without_timeout(
             (commands, Box::pin(driver))
         }
     };
-    Ok(EngineConnection { commands, pushes, driver })
+    Ok(ServerConnection { commands, driver })
 }

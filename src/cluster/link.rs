@@ -11,18 +11,21 @@
 
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value};
 use strum::VariantArray as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::ClusterShared;
-use super::connect::{CONNECT_TIMEOUT, ConnectError, EngineConnection, EngineServers};
+use super::calls::ScriptCall;
+use super::connect::{CONNECT_TIMEOUT, ConnectError, EngineConnection};
 use super::names::ShardIndex;
+use super::nodes::EngineServers;
 use super::scripts::EngineScript;
 use super::session::{LinkEnd, LinkSession};
 use crate::clock;
-use crate::config::ClusterConfig;
+use crate::config::{ClusterConfig, EngineMode};
 use crate::core::siblings::{CallId, EngineCall, ReplicaName, SiblingInput};
 
 /// Pause before the second attempt to connect. The first one is made at once.
@@ -45,6 +48,8 @@ pub(super) enum LinkRequest {
     Call(CallId, EngineCall, Option<std::sync::Arc<super::polls::ClusterPoll>>),
     Count(ReplicaName),
     Resubscribe,
+    /// Runs a script that does not concern the machine. Without an answer the sender is dropped.
+    Script(ScriptCall, oneshot::Sender<Value>),
 }
 
 pub(super) struct LinkTask {
@@ -57,7 +62,7 @@ pub(super) struct LinkTask {
 impl LinkTask {
     /// Runs until all handles are dropped.
     pub(super) async fn run(mut self) {
-        let servers = match EngineServers::new(&self.config) {
+        let mut servers = match EngineServers::new(&self.config) {
             Ok(servers) => servers,
             Err(error) => {
                 tracing::error!(%error, "no TLS settings, replicas share nothing");
@@ -69,17 +74,17 @@ impl LinkTask {
         loop {
             let attempt = async {
                 tokio::time::sleep(pause).await;
-                let (mut connection, url) = servers.connect().await?;
+                let mut connection = servers.connect().await?;
                 let name = ReplicaName(fastrand::u64(1..));
                 let scripts = self.shared.greet(&mut connection, name).await?;
-                Ok::<_, ConnectError>((connection, url, name, scripts))
+                Ok::<_, ConnectError>((connection, name, scripts))
             };
             let Some(attempt) = while_open(&mut self.commands, attempt).await else { return };
             let attempted_at = clock::now();
             let end = match attempt {
-                Ok((connection, engine, name, scripts)) => {
+                Ok((connection, name, scripts)) => {
                     let id = self.shared.dialect.names.id();
-                    tracing::debug!(id, %engine, "connected to the engine");
+                    tracing::debug!(id, "connected to the engine");
                     (is_down, pause) = (false, Duration::ZERO);
                     if self.inputs.send(SiblingInput::LinkUp(name)).await.is_err() {
                         return;
@@ -135,32 +140,48 @@ impl ClusterShared {
         connection: &mut EngineConnection,
         me: ReplicaName,
     ) -> Result<Vec<String>, ConnectError> {
-        let commands = connection.commands.clone();
+        let nodes = &connection.nodes;
+        // All at once: a distant engine costs one round trip for the scripts and one for the channels.
         let setup = async {
-            let mut hashes = Vec::with_capacity(EngineScript::VARIANTS.len());
-            for script in EngineScript::VARIANTS {
-                let load = redis::cmd("SCRIPT").arg("LOAD").arg(script.source()).to_owned();
-                hashes.push(
-                    redis::from_redis_value(send(&commands, load).await?).map_err(redis::RedisError::from)?,
-                );
-            }
-            for subscribe in self.subscriptions(me) {
-                send(&commands, subscribe).await?;
-            }
-            Ok(hashes)
+            let load =
+                |script: &EngineScript| redis::cmd("SCRIPT").arg("LOAD").arg(script.source()).to_owned();
+            let loads = nodes.all().iter().map(|node| {
+                try_join_all(EngineScript::VARIANTS.iter().map(move |script| send(node, load(script))))
+            });
+            let hashes = try_join_all(loads).await?.into_iter().next().unwrap_or_default();
+            let commands = self.subscriptions(me).chain(self.probes());
+            try_join_all(commands.map(|(shard, command)| send(nodes.of(shard), command))).await?;
+            let hashes = hashes.into_iter().map(redis::from_redis_value).collect::<Result<_, _>>();
+            hashes.map_err(redis::RedisError::from)
         };
-        // Cancel safe: both ends of the connection are given up together.
-        tokio::select! {
-            loaded = tokio::time::timeout(CONNECT_TIMEOUT, setup) => loaded.unwrap_or(Err(ConnectError::TimedOut)),
-            () = &mut connection.driver => Err(ConnectError::Closed),
+        // Cancel safe: both ends of the connections are given up together.
+        let greeted = tokio::select! {
+            greeted = tokio::time::timeout(CONNECT_TIMEOUT, setup) => greeted,
+            () = &mut connection.driver => return Err(ConnectError::Closed),
+        };
+        match greeted {
+            Ok(Err(error)) if error.code() == Some("MOVED") && self.mode != EngineMode::Cluster => {
+                Err(ConnectError::InCluster)
+            }
+            Ok(greeted) => Ok(greeted?),
+            Err(_) => Err(ConnectError::TimedOut),
         }
     }
 
     /// Returns the commands that subscribe a replica to all channels.
-    pub(super) fn subscriptions(&self, me: ReplicaName) -> impl Iterator<Item = Cmd> {
+    pub(super) fn subscriptions(&self, me: ReplicaName) -> impl Iterator<Item = (ShardIndex, Cmd)> {
         let names = &self.dialect.names;
-        let shards = ShardIndex::all().map(|shard| names.channel(shard));
-        shards.chain([names.own_channel(me)]).map(|channel| redis::cmd("SSUBSCRIBE").arg(channel).to_owned())
+        let shards = ShardIndex::all().map(|shard| (shard, names.channel(shard)));
+        let own = (ShardIndex::of_replica(me), names.own_channel(me));
+        let subscribe = |channel: String| redis::cmd("SSUBSCRIBE").arg(channel).to_owned();
+        shards.chain([own]).map(move |(shard, channel)| (shard, subscribe(channel)))
+    }
+
+    /// Returns commands that fail where a node moves a slot to another: it accepts subscriptions until the end, and no
+    /// scripts.
+    fn probes(&self) -> impl Iterator<Item = (ShardIndex, Cmd)> {
+        let names = &self.dialect.names;
+        ShardIndex::all().map(|shard| (shard, redis::cmd("GET").arg(names.channel(shard)).to_owned()))
     }
 }
 

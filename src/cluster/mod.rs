@@ -18,14 +18,20 @@
 //! | `scripts` | the scripts of the engine |
 //! | `polls` | the polls that this replica shares |
 //! | `calls`, `answers` | the machine's calls as scripts, and back |
-//! | `connect`, `link`, `session` | connections, the task, one connection |
+//! | `quotas` | requests that all replicas count together |
+//! | `review` | news that a replica missed while it had no link |
+//! | `connect`, `nodes` | one connection; the servers that have all shards |
+//! | `link`, `session` | the task; one link from its start to its end |
 
 mod answers;
 mod calls;
 mod connect;
 mod link;
 mod names;
+mod nodes;
 mod polls;
+mod quotas;
+mod review;
 mod scripts;
 mod seal;
 mod session;
@@ -37,14 +43,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use http::Uri;
-use tokio::sync::mpsc;
+use redis::Value;
+use tokio::sync::{mpsc, oneshot};
 
-use self::calls::Dialect;
+use self::calls::{Dialect, ScriptCall};
 use self::link::{LinkCommand, LinkRequest, LinkTask};
 use self::names::Names;
 use self::polls::{ClusterPoll, ClusterPolls};
+pub(crate) use self::quotas::EngineTake;
+use self::review::{Review, Reviewer};
 use self::seal::StateSeal;
-use crate::config::{CacheConfig, ClusterConfig};
+use crate::config::{CacheConfig, ClusterConfig, EngineMode};
 use crate::core::job::{JobSet, KeyDomain};
 use crate::core::route::{Form, Goal, Routes};
 use crate::core::siblings::{CallId, EngineCall, PollName, ReplicaName, ShareSpec, SiblingInput};
@@ -73,8 +82,10 @@ pub(crate) struct ClusterWorld<'w> {
 /// Shared by the handles and the task.
 struct ClusterShared {
     dialect: Dialect,
+    mode: EngineMode,
     secret: Secret,
     polls: ClusterPolls,
+    review: Review,
     metrics: Arc<Metrics>,
     /// Name of the link whose start the hub has seen; 0: its end.
     current: AtomicU64,
@@ -93,16 +104,26 @@ impl Cluster {
         let names = Names::new(&config.secret, &config.name, world.base_url, world.routes);
         let shared = Arc::new(ClusterShared {
             dialect: Dialect::new(names, config, world.cache.clone()),
+            mode: config.mode,
             secret: config.secret.clone(),
             polls: ClusterPolls::default(),
+            review: Review::default(),
             metrics,
             current: AtomicU64::new(0),
             has_overflow: AtomicBool::new(false),
         });
         let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
         let (inputs, receiver) = mpsc::channel(MAX_INPUTS);
-        let task = LinkTask { shared: Arc::clone(&shared), config: config.clone(), commands: inbox, inputs };
-        (Self { shared, commands }, receiver, task.run())
+        let reviewer = Reviewer::new(&shared, &commands, inputs.clone());
+        let link = LinkTask { shared: Arc::clone(&shared), config: config.clone(), commands: inbox, inputs };
+        let task = async move {
+            // Cancel safe: both end together.
+            tokio::select! {
+                () = link.run() => {}
+                () = reviewer.run() => {}
+            }
+        };
+        (Self { shared, commands }, receiver, task)
     }
 
     /// Records an input before the machine handles it: calls after a `LinkUp` belong to that link.
@@ -172,6 +193,18 @@ impl Cluster {
     /// Subscribes to all channels again.
     pub(crate) fn resubscribe(&self) {
         self.send(LinkRequest::Resubscribe);
+    }
+
+    /// Runs a script and returns its answer. `None`: there is no link, or it ended.
+    async fn run_script(&self, script: ScriptCall) -> Option<Value> {
+        let (reply, answer) = oneshot::channel();
+        self.send(LinkRequest::Script(script, reply));
+        answer.await.ok()
+    }
+
+    /// Returns whether the hub has seen the start of a link and not its end.
+    fn is_linked(&self) -> bool {
+        self.shared.current.load(Ordering::Relaxed) != 0
     }
 
     fn send(&self, request: LinkRequest) {

@@ -8,11 +8,13 @@
 //! | key | content | lifetime |
 //! | --- | --- | --- |
 //! | `m` | replicas and their last beats | 1 h |
-//! | `d:DOMAIN` | epoch of a key, and when the upstream accepted the key | 1 h or `cache.key_recheck_interval` |
+//! | `d:DOMAIN` | epoch of a key, the one before, and when the upstream accepted and rejected the key | 1 h or `cache.key_recheck_interval` |
 //! | `c:JOB` | state of a job: a header for the scripts, then sealed bytes | that of the cache, else 120 s |
 //! | `p:POLL` | lease of a poll and its guests | the upstream's hold and 30 s |
-//! | `q:SUBJECT` | quota | until it is full again |
+//! | `q:SUBJECT` | time at which a quota is full again | until then |
+//! | `r:DOMAIN` | end of the pause of a key, and its message | the pause |
 //! | `x`, `x:JOB` | time of the last removal of all jobs or of one | the longest of the cache |
+//! | `l` | log of the last removals | the longest of the cache |
 //! | channel `n` | messages of one shard | |
 //! | channel `m:REPLICA` | nothing: its subscribers are counted | |
 
@@ -30,6 +32,9 @@ use crate::secret::Secret;
 const WIRE: u8 = 1;
 /// Number of shards.
 pub(super) const SHARDS: u8 = 16;
+/// Hash slots of the tags `00` to `15` in a Redis Cluster.
+const SLOTS: [u16; SHARDS as usize] =
+    [13254, 9191, 4996, 933, 13122, 9059, 4864, 801, 13006, 8943, 247, 4310, 8373, 12436, 115, 4178];
 
 /// A part of the engine: all keys and channels of one shard have the same hash slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +56,11 @@ impl ShardIndex {
         Self(first >> 4)
     }
 
-    fn of_replica(ReplicaName(name): ReplicaName) -> Self {
+    pub(super) fn of_quota(QuotaName([first, ..]): QuotaName) -> Self {
+        Self(first % SHARDS)
+    }
+
+    pub(super) fn of_replica(ReplicaName(name): ReplicaName) -> Self {
         let [.., last] = name.to_be_bytes();
         Self(last % SHARDS)
     }
@@ -59,7 +68,16 @@ impl ShardIndex {
     pub(super) fn number(self) -> u8 {
         self.0
     }
+
+    /// Returns the hash slot of the shard in a Redis Cluster.
+    pub(super) fn slot(self) -> u16 {
+        SLOTS[usize::from(self.0)]
+    }
 }
+
+/// Keyed hash of a quota and its subject. Replicas share a quota while its rate and burst are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct QuotaName([u8; 16]);
 
 /// Keyed hash of a job and its key domain.
 pub(super) type JobName = [u8; 16];
@@ -74,6 +92,7 @@ pub(super) struct Names {
     id: [u8; 4],
     poll_key: NameKey,
     job_key: NameKey,
+    quota_key: NameKey,
     routes: Arc<[Arc<Route>]>,
 }
 
@@ -93,6 +112,7 @@ impl Names {
             id,
             poll_key: blake3::derive_key("clipgate cluster v1: names of polls", secret),
             job_key: blake3::derive_key("clipgate cluster v1: names of jobs", secret),
+            quota_key: blake3::derive_key("clipgate cluster v1: names of quotas", secret),
             routes: routes.iter().map(|(_, route)| Arc::new(route.clone())).collect(),
         }
     }
@@ -141,6 +161,13 @@ impl Names {
         first_half(&hasher.finalize())
     }
 
+    /// Returns the name of a quota.
+    pub(super) fn quota(&self, parts: &[&[u8]]) -> QuotaName {
+        let mut hasher = blake3::Hasher::new_keyed(&self.quota_key);
+        parts.iter().for_each(|part| write_part(&mut hasher, part));
+        QuotaName(first_half(&hasher.finalize()))
+    }
+
     /// Returns the route with this index, if there is one.
     pub(super) fn route(&self, RouteIndex(index): RouteIndex) -> Option<&Arc<Route>> {
         self.routes.get(usize::from(index))
@@ -180,6 +207,19 @@ impl Names {
         self.name(ShardIndex::of_domain(domain), &format!("x:{}", hex::encode(name)))
     }
 
+    /// Returns the key of the log of removals.
+    pub(super) fn removals_key(&self, shard: ShardIndex) -> String {
+        self.name(shard, "l")
+    }
+
+    pub(super) fn quota_key(&self, quota: QuotaName) -> String {
+        self.name(ShardIndex::of_quota(quota), &format!("q:{}", hex::encode(quota.0)))
+    }
+
+    pub(super) fn pause_key(&self, domain: KeyDomain) -> String {
+        self.name(ShardIndex::of_domain(domain), &format!("r:{}", hex::encode(domain.0)))
+    }
+
     pub(super) fn members_key(&self, shard: ShardIndex) -> String {
         self.name(shard, "m")
     }
@@ -201,10 +241,10 @@ impl Names {
         self.name(shard, "n")
     }
 
-    /// Returns the shard of the channel for messages.
-    pub(super) fn shard_of_channel(&self, channel: &[u8]) -> Option<ShardIndex> {
-        let rest = channel.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b":{")?;
-        let number: u8 = std::str::from_utf8(rest.strip_suffix(b"}:n")?).ok()?.parse().ok()?;
+    /// Returns the shard of a key or a channel.
+    pub(super) fn shard_of(&self, name: &[u8]) -> Option<ShardIndex> {
+        let rest = name.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b":{")?;
+        let number: u8 = std::str::from_utf8(rest.get(..2)?).ok()?.parse().ok()?;
         ShardIndex::all().find(|shard| shard.number() == number)
     }
 

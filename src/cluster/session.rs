@@ -1,4 +1,4 @@
-//! One connection to the engine: calls go out in order, answers and messages come in.
+//! One link to the engine: calls go out in order, answers and messages come in.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use redis::{PushInfo, PushKind, RedisError, Value};
-use tokio::sync::mpsc;
+use redis::{Cmd, PushInfo, PushKind, RedisError, Value};
+use tokio::sync::{mpsc, oneshot};
 
 use super::ClusterShared;
 use super::answers::{BadAnswer, Heard};
 use super::calls::{Distrust, ScriptCall};
 use super::connect::{ConnectError, EngineConnection};
 use super::link::{LinkCommand, LinkRequest, send};
-use super::names::SHARDS;
+use super::names::{SHARDS, ShardIndex};
 use super::polls::ClusterPoll;
 use crate::clock;
 use crate::core::Map;
@@ -25,9 +25,11 @@ use crate::core::siblings::{
 };
 use crate::telemetry::metrics::ClaimOutcome;
 
-/// Time after which a connection with an unanswered call is given up.
+/// Time after which a server with an unanswered call is given up. The machine goes on alone after a second.
 const HUNG: Duration = Duration::from_secs(5);
-const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Like [`HUNG`], for one node of several: the machine hears the others, and would wait.
+const NODE_HUNG: Duration = Duration::from_millis(700);
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// Most calls without an answer. A link with more of them ends.
 const MAX_CALLS: usize = 65_536;
 /// Time for the last calls after the last handle was dropped.
@@ -44,6 +46,10 @@ pub(super) enum LinkEnd {
     Closed,
     #[error("the engine did not answer for 5 seconds")]
     Hung,
+    #[error("a node of the cluster did not answer for 0.7 seconds")]
+    NodeHung,
+    #[error("the cluster moves slots to another node")]
+    Moved,
     #[error("the engine rejects the calls of this gateway: {0}")]
     Rejected(RedisError),
     #[error("more calls or messages came than the link could take")]
@@ -72,9 +78,19 @@ enum SessionEvent {
     Script(PendingCall, Result<Value, RedisError>),
     Count(ReplicaName, Result<Value, RedisError>),
     Subscribed(Result<Value, RedisError>),
+    Reply(oneshot::Sender<Value>, Result<Value, RedisError>),
 }
 
-type PendingEvent = Pin<Box<dyn Future<Output = SessionEvent> + Send>>;
+/// Index of a node, and its answer.
+type PendingEvent = Pin<Box<dyn Future<Output = (usize, SessionEvent)> + Send>>;
+
+/// Answers of one node.
+struct NodeAnswers {
+    /// Calls without an answer.
+    pending: usize,
+    /// Time of the last answer, or of the first call after it.
+    last: Instant,
+}
 
 pub(super) struct LinkSession<'l> {
     shared: &'l ClusterShared,
@@ -89,7 +105,9 @@ pub(super) struct LinkSession<'l> {
     heard_own: (u64, u32),
     /// Number of the last beat of each sibling.
     heard: Map<ReplicaName, u64>,
-    last_answer: Instant,
+    /// In the order of the nodes.
+    answers: Vec<NodeAnswers>,
+    checked_at: Instant,
     has_logged_error: bool,
 }
 
@@ -101,6 +119,8 @@ impl<'l> LinkSession<'l> {
         scripts: Vec<String>,
         inputs: &'l mpsc::Sender<SiblingInput>,
     ) -> Self {
+        let now = clock::now();
+        let answers = connection.nodes.all().iter().map(|_| NodeAnswers { pending: 0, last: now }).collect();
         Self {
             shared,
             connection,
@@ -112,7 +132,8 @@ impl<'l> LinkSession<'l> {
             next_beat: 1,
             heard_own: (0, 0),
             heard: Map::default(),
-            last_answer: clock::now(),
+            answers,
+            checked_at: now,
             has_logged_error: false,
         }
     }
@@ -161,28 +182,34 @@ impl<'l> LinkSession<'l> {
             return Err(LinkEnd::Overflow);
         }
         let now = clock::now();
-        if self.pending.is_empty() {
-            self.last_answer = now;
-        }
-        match now.saturating_duration_since(self.last_answer) < HUNG {
-            true => Ok(()),
-            false => Err(LinkEnd::Hung),
-        }
+        // After a pause of this task the answers of the servers may be unread.
+        let was_paused = now > std::mem::replace(&mut self.checked_at, now) + 2 * CHECK_INTERVAL;
+        let (limit, end) = match self.answers.len() {
+            1 => (HUNG, LinkEnd::Hung),
+            _ => (NODE_HUNG, LinkEnd::NodeHung),
+        };
+        let is_hung = |node: &NodeAnswers| node.pending > 0 && node.last + limit <= now;
+        if !was_paused && self.answers.iter().any(is_hung) { Err(end) } else { Ok(()) }
     }
 
     fn execute(&mut self, request: LinkRequest) -> Result<(), LinkEnd> {
         match request {
             LinkRequest::Call(id, call, poll) => self.call(id, call, poll),
+            LinkRequest::Script(script, reply) => {
+                if let Some((shard, command)) = self.command(&script) {
+                    self.start(shard, command, |answer| SessionEvent::Reply(reply, answer));
+                }
+            }
             LinkRequest::Count(name) => {
                 let channel = self.shared.dialect.names.own_channel(name);
                 let count = redis::cmd("PUBSUB").arg("SHARDNUMSUB").arg(channel).to_owned();
-                let commands = self.connection.commands.clone();
-                self.start(async move { SessionEvent::Count(name, send(&commands, count).await) });
+                self.start(ShardIndex::of_replica(name), count, move |answer| {
+                    SessionEvent::Count(name, answer)
+                });
             }
             LinkRequest::Resubscribe => {
-                for subscribe in self.shared.subscriptions(self.me) {
-                    let commands = self.connection.commands.clone();
-                    self.start(async move { SessionEvent::Subscribed(send(&commands, subscribe).await) });
+                for (shard, subscribe) in self.shared.subscriptions(self.me) {
+                    self.start(shard, subscribe, SessionEvent::Subscribed);
                 }
             }
         }
@@ -209,32 +236,50 @@ impl<'l> LinkSession<'l> {
     }
 
     fn run_script(&mut self, call: ScriptCall, pending: PendingCall) {
-        let Some(hash) = self.scripts.get(call.script as usize) else { return };
+        let Some((shard, command)) = self.command(&call) else { return };
+        self.start(shard, command, |answer| SessionEvent::Script(pending, answer));
+    }
+
+    /// Returns the command that runs a script, and the shard of its keys.
+    fn command(&self, call: &ScriptCall) -> Option<(ShardIndex, Cmd)> {
+        let shard = self.shared.dialect.names.shard_of(call.keys.first()?.as_bytes())?;
         let mut command = redis::cmd("EVALSHA");
-        command.arg(hash).arg(call.keys.len());
+        command.arg(self.scripts.get(call.script as usize)?).arg(call.keys.len());
         call.keys.iter().for_each(|key| _ = command.arg(key));
         call.args.iter().for_each(|arg| _ = command.arg(arg));
-        let commands = self.connection.commands.clone();
-        self.start(async move { SessionEvent::Script(pending, send(&commands, command).await) });
+        Some((shard, command))
     }
 
-    /// Polls the future once, so that its command gets its place in the order, and keeps it until it is answered.
-    fn start(&mut self, event: impl Future<Output = SessionEvent> + Send + 'static) {
-        if self.pending.is_empty() {
-            self.last_answer = clock::now();
+    /// Sends a command to the owner of a shard. Polls its future once, so that the command gets its place in the order, and
+    /// keeps it until it is answered.
+    fn start(
+        &mut self,
+        shard: ShardIndex,
+        command: Cmd,
+        event: impl FnOnce(Result<Value, RedisError>) -> SessionEvent + Send + 'static,
+    ) {
+        let node = self.connection.nodes.index_of(shard);
+        let Some(answers) = self.answers.get_mut(node) else { return };
+        if answers.pending == 0 {
+            answers.last = clock::now();
         }
+        answers.pending += 1;
+        let commands = self.connection.nodes.of(shard).clone();
+        let answered = async move { (node, event(send(&commands, command).await)) };
         // Without the budget of the task: a future that waits for it would have no place yet.
-        let mut event: PendingEvent = Box::pin(tokio::task::unconstrained(event));
-        let is_sent = event.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let mut answered: PendingEvent = Box::pin(tokio::task::unconstrained(answered));
+        let is_sent = answered.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         match is_sent {
             // The set polls it again, with a waker of its own.
-            Poll::Pending => self.pending.push(event),
-            Poll::Ready(event) => self.pending.push(Box::pin(std::future::ready(event))),
+            Poll::Pending => self.pending.push(answered),
+            Poll::Ready(answered) => self.pending.push(Box::pin(std::future::ready(answered))),
         }
     }
 
-    async fn answered(&mut self, event: SessionEvent) -> Result<(), LinkEnd> {
-        self.last_answer = clock::now();
+    async fn answered(&mut self, (node, event): (usize, SessionEvent)) -> Result<(), LinkEnd> {
+        if let Some(answers) = self.answers.get_mut(node) {
+            (answers.pending, answers.last) = (answers.pending.saturating_sub(1), clock::now());
+        }
         match event {
             SessionEvent::Script(pending, Ok(value)) => self.script_answered(pending, value).await,
             SessionEvent::Count(name, Ok(Value::Array(items))) => match items.get(1) {
@@ -245,7 +290,12 @@ impl<'l> LinkSession<'l> {
                 _ => Ok(()),
             },
             SessionEvent::Count(_, Ok(_)) | SessionEvent::Subscribed(Ok(_)) => Ok(()),
+            SessionEvent::Reply(reply, Ok(value)) => {
+                let _ = reply.send(value); // fails if the asker has left
+                Ok(())
+            }
             SessionEvent::Script(_, Err(error))
+            | SessionEvent::Reply(_, Err(error))
             | SessionEvent::Count(_, Err(error))
             | SessionEvent::Subscribed(Err(error)) => self.failed(error),
         }
@@ -255,8 +305,12 @@ impl<'l> LinkSession<'l> {
     /// memory concerns the call alone, which stays unanswered.
     fn failed(&mut self, error: RedisError) -> Result<(), LinkEnd> {
         const OF_ONE_CALL: [&str; 2] = ["OOM", "BUSY"];
+        const OF_A_MOVED_SLOT: [&str; 3] = ["MOVED", "ASK", "TRYAGAIN"];
         if error.is_io_error() || error.is_connection_dropped() {
             return Err(LinkEnd::Closed);
+        }
+        if error.code().is_some_and(|code| OF_A_MOVED_SLOT.contains(&code)) {
+            return Err(LinkEnd::Moved);
         }
         if !error.code().is_some_and(|code| OF_ONE_CALL.contains(&code)) {
             return Err(LinkEnd::Rejected(error));
@@ -268,6 +322,9 @@ impl<'l> LinkSession<'l> {
     }
 
     async fn script_answered(&mut self, pending: PendingCall, value: Value) -> Result<(), LinkEnd> {
+        if let Some(pause) = pending.claim.as_ref().and_then(|_| self.shared.dialect.pause_of_grant(&value)) {
+            self.pass_on(SiblingInput::Message(pause)).await?;
+        }
         let answer = match self.shared.dialect.answer(value, pending.poll.as_deref()) {
             Ok(answer) => answer,
             Err(BadAnswer::Malformed) => return Ok(()),
@@ -320,6 +377,8 @@ impl<'l> LinkSession<'l> {
         match push.kind {
             PushKind::SMessage => {}
             PushKind::Disconnection => return Err(LinkEnd::Closed),
+            // A node drops the channels of a slot that it gave away.
+            PushKind::SUnsubscribe => return Err(LinkEnd::Moved),
             _ => return Ok(()),
         }
         let mut data = push.data.into_iter();
@@ -352,10 +411,14 @@ impl<'l> LinkSession<'l> {
         if self.heard_own.0 != number {
             self.heard_own = (number, 0);
         }
-        let Some(shard) = self.shared.dialect.names.shard_of_channel(channel) else { return false };
+        let Some(shard) = self.shared.dialect.names.shard_of(channel) else { return false };
         let before = self.heard_own.1;
         self.heard_own.1 |= 1 << shard.number();
-        before != self.heard_own.1 && self.heard_own.1 == (1 << SHARDS) - 1
+        let is_whole = before != self.heard_own.1 && self.heard_own.1 == (1 << SHARDS) - 1;
+        if is_whole {
+            self.shared.review.heard_itself();
+        }
+        is_whole
     }
 
     /// Records a beat of a sibling. Returns whether it was not heard on another shard before.

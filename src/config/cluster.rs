@@ -1,4 +1,4 @@
-//! `[cluster]`: the engine through which replicas share jobs and polls.
+//! `[cluster]`: the engine through which replicas share jobs, polls and quotas.
 
 use std::fmt;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub struct ClusterConfig {
     pub takeover: Duration,
     /// Largest body that is shared, in bytes.
     pub max_body: u64,
-    /// Whether a replica without the engine uses its part of each quota only. Always false: quotas are not shared.
+    /// Whether a replica without the engine uses its part of each shared quota only.
     pub strict: bool,
     /// Number of replicas; 0: unknown.
     pub expected: usize,
@@ -49,6 +49,8 @@ pub enum Share {
     Jobs,
     /// Open polls.
     Polls,
+    /// Counts of requests and upstream requests.
+    Quotas,
 }
 
 /// Shortest secret, in bytes.
@@ -63,7 +65,7 @@ impl Default for ClusterConfig {
             master: None,
             name: "clipgate".to_owned(),
             mode: EngineMode::Single,
-            share: vec![Share::Jobs, Share::Polls],
+            share: vec![Share::Jobs, Share::Polls, Share::Quotas],
             patience: Duration::from_millis(50),
             takeover: Duration::from_secs(2),
             max_body: 256 << 10,
@@ -176,18 +178,14 @@ pub(super) fn check_cluster(cluster: &ClusterConfig, secret: Option<&Secret>) ->
         let problem = "the URL of an engine is set, but no secret".to_owned();
         return Some((&["cluster.url", "cluster.secret"], problem, SECRET_HINT));
     }
-    if cluster.strict {
-        let problem = "this version of clipgate does not share quotas".to_owned();
-        return Some((&["cluster.strict"], problem, "Remove cluster.strict."));
+    if cluster.strict && !cluster.shares(Share::Quotas) {
+        let problem = "cluster.strict is set, but quotas are not shared".to_owned();
+        let hint = "Add \"quotas\" to cluster.share, or remove cluster.strict.";
+        return Some((&["cluster.strict", "cluster.share"], problem, hint));
     }
     let error = |keys: &'static [&'static str], problem: &str, hint| Some((keys, problem.to_owned(), hint));
     match (cluster.mode, &cluster.master, cluster.urls.len()) {
-        (EngineMode::Cluster, _, _) => error(
-            &["cluster.mode"],
-            "this version of clipgate supports \"single\" and \"sentinel\" only",
-            "Set cluster.mode to \"single\" and cluster.url to one server.",
-        ),
-        (EngineMode::Single, Some(_), _) => error(
+        (EngineMode::Single | EngineMode::Cluster, Some(_), _) => error(
             &["cluster.master", "cluster.mode"],
             "cluster.master is set, but cluster.mode is not \"sentinel\"",
             "Set cluster.mode to \"sentinel\" or remove cluster.master.",
@@ -195,14 +193,19 @@ pub(super) fn check_cluster(cluster: &ClusterConfig, secret: Option<&Secret>) ->
         (EngineMode::Single, None, 2..) => error(
             &["cluster.url", "cluster.mode"],
             "\"single\" is one server, and the list has more",
-            "Set one URL.",
+            "Set one URL, or cluster.mode to \"cluster\" if the servers are nodes of a Redis Cluster.",
+        ),
+        (EngineMode::Cluster, None, _) if cluster.urls.iter().any(|url| url.database != 0) => error(
+            &["cluster.url", "cluster.mode"],
+            "a Redis Cluster has no numbered databases",
+            "Remove the number at the end of the URL.",
         ),
         (EngineMode::Sentinel, None, _) => error(
             &["cluster.mode", "cluster.master"],
             "\"sentinel\" needs the name of the primary",
             "Set cluster.master, for example to \"mymaster\".",
         ),
-        (EngineMode::Single, None, _) | (EngineMode::Sentinel, Some(_), _) => None,
+        (EngineMode::Single | EngineMode::Cluster, None, _) | (EngineMode::Sentinel, Some(_), _) => None,
     }
 }
 

@@ -47,7 +47,9 @@ impl Gateway {
         let routes = Arc::new(config.routes());
         let upstream = &config.upstream;
         let cache = Arc::new(Cache::new(config.cache.clone(), Arc::clone(&routes)));
-        let limits = Arc::new(Limits::new(&config.limits, config.auth.members()));
+        let shares_quotas = config.cluster.as_ref().is_some_and(|cluster| cluster.shares(Share::Quotas));
+        let limits = if shares_quotas { Limits::shared } else { Limits::new };
+        let limits = Arc::new(limits(&config.limits, config.auth.members()));
         metrics.set_routes(&routes);
         metrics.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         let poller =
@@ -146,6 +148,7 @@ fn sharing(cluster: &ClusterConfig, config: &Config, routes: &Routes, metrics: &
             ladders: routes.iter().map(|(_, route)| route.ladder.clone()).collect(),
         },
         shares_polls: cluster.shares(Share::Polls),
+        strict: cluster.strict,
         expected: cluster.expected,
     }
 }

@@ -108,7 +108,7 @@ impl HubTask {
         let mut commands = Vec::with_capacity(MAX_BATCH);
         let mut events = Vec::with_capacity(MAX_BATCH);
         let mut inputs = Vec::new();
-        self.sharing.iter_mut().for_each(|sharing| sharing.start_link());
+        self.sharing.iter_mut().for_each(|sharing| sharing.start_link(&self.limits));
         loop {
             let sharing_due = self.sharing.as_ref().and_then(|sharing| sharing.next_due());
             let due = [self.machines.poll_timeout(), self.scheduler.poll_timeout(), sharing_due];

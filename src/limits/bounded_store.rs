@@ -30,8 +30,18 @@ const GENERATION_SIZE: usize = 3584;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct StoreKey {
     pub(super) subject: Subject,
-    /// Whether the check leaves the count unchanged.
-    pub(super) is_peek: bool,
+    pub(super) effect: StoreEffect,
+}
+
+/// Effect of a check on the count of its subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum StoreEffect {
+    /// Stores the count of a check that passed, later by so many nanoseconds.
+    Count { surcharge: u64 },
+    /// None.
+    Peek,
+    /// Stores this count if it is later, whether the check passes or not.
+    Raise(u64),
 }
 
 /// Counts by subject, at most 458,752 (two generations in 64 shards).
@@ -78,10 +88,17 @@ impl StateStore for BoundedStore {
         let mut shard = self.shard(&key.subject).lock();
         let before = shard.get(&key.subject);
         let decided = f(before);
-        // A rejected check puts the old count again, so that the subject stays in the recent generation.
-        if !key.is_peek
-            && let Some(state) = decided.as_ref().map_or(before, |(_, after)| Some(*after))
-        {
+        let stored = match key.effect {
+            // A rejected check puts the old count again, so that the subject stays in the recent generation.
+            StoreEffect::Count { surcharge } => {
+                decided.as_ref().map_or(before, |(_, after)| Some(*after + Nanos::new(surcharge)))
+            }
+            StoreEffect::Peek => None,
+            StoreEffect::Raise(to) => {
+                Some(Nanos::new(to)).filter(|to| before.is_none_or(|before| before < *to))
+            }
+        };
+        if let Some(state) = stored {
             shard.put(key.subject, state);
         }
         decided.map(|(decision, _)| decision)
@@ -141,18 +158,23 @@ impl Shard {
 mod tests {
     use super::*;
 
+    const COUNT: StoreEffect = StoreEffect::Count { surcharge: 0 };
+
     fn key(n: u64) -> Subject {
         Subject::member(&n.to_string())
     }
 
     fn put(store: &BoundedStore, subject: Subject) {
-        let check = StoreKey { subject, is_peek: false };
+        let check = StoreKey { subject, effect: COUNT };
         store.measure_and_replace(&check, |_| Ok::<_, ()>(((), Nanos::new(1)))).unwrap();
     }
 
     fn get(store: &BoundedStore, subject: Subject) -> Option<u64> {
         let peek = |state: Option<Nanos>| Ok::<_, ()>((state, Nanos::new(2)));
-        store.measure_and_replace(&StoreKey { subject, is_peek: true }, peek).unwrap().map(Nanos::as_u64)
+        store
+            .measure_and_replace(&StoreKey { subject, effect: StoreEffect::Peek }, peek)
+            .unwrap()
+            .map(Nanos::as_u64)
     }
 
     #[test]
@@ -181,11 +203,24 @@ mod tests {
     }
 
     #[test]
+    fn a_count_is_raised_and_never_lowered() {
+        let store = BoundedStore::single_shard();
+        for (to, expected) in [(5, 5), (3, 5), (9, 9)] {
+            let raise = StoreKey { subject: key(1), effect: StoreEffect::Raise(to) };
+            let _ = store.measure_and_replace(&raise, |_| Err::<((), Nanos), _>(()));
+            assert_eq!(get(&store, key(1)), Some(expected));
+        }
+        let check = StoreKey { subject: key(1), effect: StoreEffect::Count { surcharge: 7 } };
+        store.measure_and_replace(&check, |_| Ok::<_, ()>(((), Nanos::new(10)))).unwrap();
+        assert_eq!(get(&store, key(1)), Some(17));
+    }
+
+    #[test]
     fn a_subject_over_its_quota_is_not_removed_earlier() {
         let store = BoundedStore::single_shard();
         put(&store, key(0));
         for n in 1..3 * GENERATION_SIZE as u64 {
-            let check = StoreKey { subject: key(0), is_peek: false };
+            let check = StoreKey { subject: key(0), effect: COUNT };
             assert_eq!(store.measure_and_replace(&check, |_| Err::<((), Nanos), _>(())), Err(()));
             put(&store, key(n));
         }

@@ -6,6 +6,7 @@
 //! | `calls` | requests that need an upstream request |
 //!
 //! governor counts, with a store of bounded size (`bounded_store`). A reload replaces rates while requests are counted.
+//! With siblings, counted requests wait in `takes` until the engine knows them, and its answers raise the counts here.
 //! This file does not know requests. `unproven` bounds the waits of keys that the upstream has not accepted.
 
 use std::collections::HashMap;
@@ -21,15 +22,18 @@ use governor::middleware::StateInformationMiddleware;
 use governor::{Quota as Rate, RateLimiter};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use self::bounded_store::{BoundedStore, StoreKey};
+use self::bounded_store::{BoundedStore, StoreEffect, StoreKey};
+use self::takes::time_of;
 use crate::clock;
 use crate::config::{self, TeamMember};
 use crate::core::job::KeyDomain;
 use crate::telemetry::metrics::Limit;
 
+pub(crate) use self::takes::{QuotaTake, QuotaTakes};
 pub(crate) use self::unproven::{AddressFull, UnprovenWait, UnprovenWaits};
 
 mod bounded_store;
+mod takes;
 mod unproven;
 
 /// The owner of a quota. All requests of one subject count together.
@@ -54,6 +58,17 @@ impl Subject {
         digest.0.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..16]);
         Subject::Member(digest)
     }
+
+    /// Returns bytes that no other subject has, the same at all replicas.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        match self {
+            Subject::Key(domain) => [b"k", &domain.0[..]].concat(),
+            Subject::Member(MemberId(digest)) => [b"m", &digest[..]].concat(),
+            Subject::Address(Some(IpAddr::V4(ip))) => [b"4", &ip.octets()[..]].concat(),
+            Subject::Address(Some(IpAddr::V6(ip))) => [b"6", &ip.octets()[..]].concat(),
+            Subject::Address(None) => b"u".to_vec(),
+        }
+    }
 }
 
 impl From<Option<IpAddr>> for Subject {
@@ -74,12 +89,16 @@ fn address_or_network(ip: IpAddr) -> IpAddr {
 #[derive(Debug)]
 pub struct Limits {
     quotas: ArcSwap<QuotaSet>,
+    /// `None`: this replica has its own quotas.
+    takes: Option<QuotaTakes>,
 }
 
 #[derive(Debug)]
 struct QuotaSet {
     requests: QuotaGroup,
     calls: QuotaGroup,
+    /// Number of replicas by which the quotas are divided. 1: this one has the whole quotas.
+    divisor: u32,
     /// `RateLimit-Policy` of subjects with the default quotas.
     policy: Option<HeaderValue>,
 }
@@ -87,7 +106,40 @@ struct QuotaSet {
 impl Limits {
     /// Returns the configured quotas. Members may have their own. A rate of 0 disables a quota.
     pub fn new(limits: &config::LimitsConfig, members: &[TeamMember]) -> Self {
-        Self { quotas: ArcSwap::from_pointee(QuotaSet::new(limits, members, None)) }
+        Self { quotas: ArcSwap::from_pointee(QuotaSet::new(limits, members, None)), takes: None }
+    }
+
+    /// Returns quotas that replicas share. The caller sends the [`takes`](Self::takes) to the engine.
+    pub(crate) fn shared(limits: &config::LimitsConfig, members: &[TeamMember]) -> Self {
+        Self { takes: Some(QuotaTakes::default()), ..Self::new(limits, members) }
+    }
+
+    pub(crate) fn takes(&self) -> Option<&QuotaTakes> {
+        self.takes.as_ref()
+    }
+
+    /// Records the number of replicas, and whether each has only its part of the quotas.
+    pub(crate) fn set_replicas(&self, replicas: u32, is_divided: bool) {
+        if let Some(takes) = &self.takes {
+            takes.set_replicas(replicas);
+        }
+        let divisor = if is_divided { replicas.max(1) } else { 1 };
+        if self.quotas.load().divisor != divisor {
+            self.quotas.rcu(|before| before.divided(divisor));
+        }
+    }
+
+    /// Raises the count of a subject after the engine has counted a take. `full_in` is the time until the quota is full.
+    pub(crate) fn raise(&self, take: &QuotaTake, full_in: Duration) {
+        let quotas = self.quotas.load();
+        let group = if take.quota == Limit::Calls { &quotas.calls } else { &quotas.requests };
+        if let Some(quota) =
+            group.of(take.subject).filter(|quota| quota.take_of(take.subject, take.count) == *take)
+        {
+            // Later requests are in the count here, and not in the answer yet.
+            let pending = self.takes.as_ref().map_or(0, |takes| takes.of(take.quota).pending(&take.subject));
+            quota.raise(take.subject, full_in.saturating_add(time_of(take.rate, pending)));
+        }
     }
 
     /// Replaces the rates. Counts of unchanged rates are kept.
@@ -97,7 +149,7 @@ impl Limits {
 
     /// Counts one request against the quota `requests`.
     pub fn check_request(&self, subject: Subject) -> Result<(), QuotaExceeded> {
-        self.quotas.load().requests.check(subject, NonZeroU32::MIN)
+        self.check(subject, NonZeroU32::MIN, |quotas| &quotas.requests)
     }
 
     /// Counts one upstream request against the quota `calls`.
@@ -108,7 +160,22 @@ impl Limits {
     /// Counts several upstream requests: all of them, or none if the quota is too small.
     pub fn check_calls(&self, subject: Subject, count: usize) -> Result<(), QuotaExceeded> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        NonZeroU32::new(count).map_or(Ok(()), |count| self.quotas.load().calls.check(subject, count))
+        NonZeroU32::new(count).map_or(Ok(()), |count| self.check(subject, count, |quotas| &quotas.calls))
+    }
+
+    fn check(
+        &self,
+        subject: Subject,
+        count: NonZeroU32,
+        group: impl Fn(&QuotaSet) -> &QuotaGroup,
+    ) -> Result<(), QuotaExceeded> {
+        let quotas = self.quotas.load();
+        let Some(quota) = group(&quotas).of(subject) else { return Ok(()) };
+        let counted = quota.check(subject, count, quotas.divisor)?;
+        if let Some(takes) = &self.takes {
+            takes.record(quota.take_of(subject, counted.get()));
+        }
+        Ok(())
     }
 
     /// Returns the `RateLimit` headers of a subject, without counting a request. `None`: the subject has no quota.
@@ -119,7 +186,7 @@ impl Limits {
             if !remaining.is_empty() {
                 remaining.push_str(", ");
             }
-            quota.peek(subject).write(&mut remaining);
+            quota.peek(subject, quotas.divisor).write(&mut remaining);
         }
         let remaining = HeaderValue::from_str(&remaining).expect("names of quotas are tokens");
         Some(QuotaHeaders { policy: quotas.policy(subject)?, remaining })
@@ -127,7 +194,8 @@ impl Limits {
 
     /// Returns the state of each quota of a subject, without counting a request.
     pub fn quota_states(&self, subject: Subject) -> Vec<QuotaState> {
-        self.quotas.load().of(subject).map(|quota| quota.peek(subject)).collect()
+        let quotas = self.quotas.load();
+        quotas.of(subject).map(|quota| quota.peek(subject, quotas.divisor)).collect()
     }
 
     /// Removes the subjects whose quotas are full again. Call it from time to time.
@@ -160,8 +228,17 @@ impl QuotaSet {
             members.iter().map(|member| (member, calls(member))),
             before.map(|before| &before.calls),
         );
+        Self::of_groups(requests, calls, before.map_or(1, |before| before.divisor))
+    }
+
+    fn of_groups(requests: QuotaGroup, calls: QuotaGroup, divisor: u32) -> Self {
         let defaults = [&requests, &calls].into_iter().filter_map(|group| group.default.as_deref());
-        Self { policy: policy_of(defaults), requests, calls }
+        Self { policy: policy_of(defaults, divisor), requests, calls, divisor }
+    }
+
+    /// Returns the same quotas with the same counts, divided by this number of replicas.
+    fn divided(&self, divisor: u32) -> Self {
+        Self::of_groups(self.requests.clone(), self.calls.clone(), divisor)
     }
 
     fn of(&self, subject: Subject) -> impl Iterator<Item = &RateQuota> {
@@ -171,7 +248,7 @@ impl QuotaSet {
     fn policy(&self, subject: Subject) -> Option<HeaderValue> {
         match [&self.requests, &self.calls].iter().any(|group| group.per_member.contains_key(&subject)) {
             false => self.policy.clone(),
-            true => policy_of(self.of(subject)),
+            true => policy_of(self.of(subject), self.divisor),
         }
     }
 
@@ -184,8 +261,8 @@ impl QuotaSet {
 }
 
 /// Returns the value of `RateLimit-Policy`. `None`: no quota.
-fn policy_of<'q>(quotas: impl Iterator<Item = &'q RateQuota>) -> Option<HeaderValue> {
-    let policies: Vec<&str> = quotas.map(|quota| quota.policy.as_str()).collect();
+fn policy_of<'q>(quotas: impl Iterator<Item = &'q RateQuota>, divisor: u32) -> Option<HeaderValue> {
+    let policies: Vec<String> = quotas.map(|quota| quota.policy(divisor)).collect();
     let value = || HeaderValue::try_from(policies.join(", ")).expect("names of quotas are tokens");
     (!policies.is_empty()).then(value)
 }
@@ -220,7 +297,7 @@ pub struct QuotaExceeded {
 }
 
 /// One kind of quota: the default, and those of members with their own rate or burst.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct QuotaGroup {
     default: Option<Arc<RateQuota>>,
     per_member: HashMap<Subject, Arc<RateQuota>>,
@@ -251,17 +328,14 @@ impl QuotaGroup {
     fn of(&self, subject: Subject) -> Option<&RateQuota> {
         self.per_member.get(&subject).or(self.default.as_ref()).map(Arc::as_ref)
     }
-
-    fn check(&self, subject: Subject, count: NonZeroU32) -> Result<(), QuotaExceeded> {
-        self.of(subject).map_or(Ok(()), |quota| quota.check(subject, count))
-    }
 }
 
 #[derive(Debug)]
 struct RateQuota {
     name: Limit,
     rate_and_burst: (u32, u32),
-    policy: String,
+    /// Start of the times in the store.
+    started_at: Instant,
     limiter: RateLimiter<StoreKey, BoundedStore, GatewayClock, StateInformationMiddleware>,
 }
 
@@ -282,19 +356,41 @@ impl RateQuota {
     fn new(name: Limit, pair: (u32, u32), store: BoundedStore) -> Option<Self> {
         let rate = NonZeroU32::new(pair.0)?;
         let burst = NonZeroU32::new(pair.1).unwrap_or(rate);
-        let window = burst.get().div_ceil(rate.get());
-        let policy = format!("\"{}\";q={burst};w={window}", name.into_str());
+        let started_at = clock::now();
         let limiter = RateLimiter::new(Rate::per_second(rate).allow_burst(burst), store, GatewayClock);
-        Some(Self { name, rate_and_burst: pair, policy, limiter })
+        Some(Self { name, rate_and_burst: pair, started_at, limiter })
     }
 
-    /// Counts `count` requests. A count above the burst uses the whole burst; otherwise such a request could never
-    /// pass.
-    fn check(&self, subject: Subject, count: NonZeroU32) -> Result<(), QuotaExceeded> {
+    /// Returns the quota's list member of `RateLimit-Policy`, for one of several replicas.
+    fn policy(&self, divisor: u32) -> String {
+        let (rate, burst) = self.effective();
+        let window = burst.div_ceil(rate.max(1));
+        format!("\"{}\";q={};w={window}", self.name.into_str(), burst.div_ceil(divisor))
+    }
+
+    /// Returns rate and burst. A burst that is not configured is the rate.
+    fn effective(&self) -> (u32, u32) {
         let (rate, burst) = self.rate_and_burst;
-        let limit = NonZeroU32::new(burst).or(NonZeroU32::new(rate)).unwrap_or(count);
-        match self.limiter.check_key_n(&StoreKey { subject, is_peek: false }, count.min(limit)) {
-            Ok(Ok(_)) => Ok(()),
+        (rate, if burst == 0 { rate } else { burst })
+    }
+
+    fn take_of(&self, subject: Subject, count: u32) -> QuotaTake {
+        let (rate, burst) = self.effective();
+        QuotaTake { quota: self.name, subject, rate, burst, count }
+    }
+
+    /// Counts `count` requests, each as one of every replica among which the quota is divided. Returns the number that was
+    /// counted: a count above the burst uses the whole burst; otherwise such a request could never pass.
+    fn check(&self, subject: Subject, count: NonZeroU32, divisor: u32) -> Result<NonZeroU32, QuotaExceeded> {
+        let (rate, burst) = self.effective();
+        let count = NonZeroU32::new(burst).map_or(count, |burst| count.min(burst));
+        let surcharge = match divisor {
+            1 => 0,
+            _ => nanos(time_of(rate, count.get().saturating_mul(divisor - 1))),
+        };
+        let key = StoreKey { subject, effect: StoreEffect::Count { surcharge } };
+        match self.limiter.check_key_n(&key, count) {
+            Ok(Ok(_)) => Ok(count),
             Ok(Err(until)) => {
                 let retry_after = Duration::from_secs(seconds(until.wait_time_from(GatewayClock.now())));
                 Err(QuotaExceeded { quota: self.name, retry_after })
@@ -303,11 +399,19 @@ impl RateQuota {
         }
     }
 
+    /// Raises the count of a subject, so that its quota is full in this time at the earliest.
+    fn raise(&self, subject: Subject, full_in: Duration) {
+        let full_at = clock::now().saturating_duration_since(self.started_at).saturating_add(full_in);
+        // The result of the check says nothing: it is one that no client has sent.
+        let _ = self.limiter.check_key(&StoreKey { subject, effect: StoreEffect::Raise(nanos(full_at)) });
+    }
+
     /// Returns the state of the quota without counting a request.
-    fn peek(&self, subject: Subject) -> QuotaState {
-        let (remaining, resets_in) = match self.limiter.check_key(&StoreKey { subject, is_peek: true }) {
+    fn peek(&self, subject: Subject, divisor: u32) -> QuotaState {
+        let key = StoreKey { subject, effect: StoreEffect::Peek };
+        let (remaining, resets_in) = match self.limiter.check_key(&key) {
             // governor subtracts this check itself, which the store does not save.
-            Ok(state) => (state.remaining_burst_capacity() + 1, None),
+            Ok(state) => ((state.remaining_burst_capacity() + 1).div_ceil(divisor), None),
             Err(until) => (0, Some(seconds(until.wait_time_from(GatewayClock.now())))),
         };
         let (rate, burst) = self.rate_and_burst;
@@ -342,6 +446,10 @@ impl QuotaState {
             out.push_str(digits.format(seconds));
         }
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 2)
 }
 
 /// Returns the duration in seconds, rounded up and at least 1.

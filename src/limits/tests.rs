@@ -173,3 +173,154 @@ fn an_ipv6_client_counts_as_its_network() {
     assert_eq!(subject("::ffff:192.0.2.1"), subject("192.0.2.1"));
     assert_ne!(subject("192.0.2.1"), subject("192.0.2.2"));
 }
+
+fn shared_limits(requests: (u32, u32), calls: (u32, u32)) -> Limits {
+    Limits::shared(&config(requests, calls), &[])
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_the_engine_raises_a_count_and_the_headers_say_so() {
+    let limits = shared_limits((1, 4), (0, 0));
+    limits.check_request(key(1)).unwrap();
+    let [take] = limits.takes().unwrap().drain(Limit::Requests)[..] else { panic!("not one take") };
+    assert_eq!((take.count, take.rate, take.burst), (1, 1, 4));
+    limits.check_request(key(1)).unwrap();
+    assert_eq!(fields(&limits, key(1)).1, "\"requests\";r=2");
+    // Siblings have used one more. The second request here is not in the answer yet.
+    limits.raise(&take, Duration::from_secs(2));
+    assert_eq!(fields(&limits, key(1)).1, "\"requests\";r=1");
+    limits.raise(&take, Duration::from_secs(1));
+    assert_eq!(fields(&limits, key(1)).1, "\"requests\";r=1", "an answer never lowers a count");
+    limits.raise(&take, Duration::from_secs(7));
+    assert_eq!(fields(&limits, key(1)).1, "\"requests\";r=0;t=5", "a debt is paid off first");
+    assert_eq!(limits.check_request(key(1)).unwrap_err().retry_after, Duration::from_secs(5));
+    limits.reconfigure(&config((1, 5), (0, 0)), &[]);
+    limits.raise(&take, Duration::from_secs(2));
+    assert_eq!(
+        fields(&limits, key(1)).1,
+        "\"requests\";r=5",
+        "the answer concerns a quota of before the reload"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_divided_quota_has_its_part_of_burst_and_rate() {
+    for (replicas, rate, burst, passes) in [(3, 3, 9, 3), (3, 1, 1, 1), (2, 10, 5, 3), (1, 2, 4, 4)] {
+        let limits = shared_limits((rate, burst), (0, 0));
+        limits.set_replicas(replicas, true);
+        let policy = format!("\"requests\";q={passes};w={}", burst.div_ceil(rate));
+        assert_eq!(fields(&limits, key(1)), (policy, format!("\"requests\";r={passes}")));
+        assert_eq!(passed_requests(&limits, key(1)), passes);
+        let window = 60 * replicas;
+        let mut later = 0;
+        for _ in 0..10 * window {
+            tokio::time::advance(Duration::from_millis(100)).await;
+            later += passed_requests(&limits, key(1));
+        }
+        let ideal = (window * rate / replicas) as usize;
+        assert!(later <= ideal + passes && later + passes >= ideal, "{later} of {ideal}");
+        limits.set_replicas(replicas, false);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(passed_requests(&limits, key(1)), burst as usize, "the whole quota with the engine");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_divided_quota_keeps_the_counts_and_a_reload_keeps_it_divided() {
+    let limits = shared_limits((1, 6), (0, 0));
+    assert!((0..4).all(|_| limits.check_request(key(1)).is_ok()));
+    limits.set_replicas(2, true);
+    assert_eq!(fields(&limits, key(1)).1, "\"requests\";r=1");
+    limits.reconfigure(&config((1, 8), (0, 0)), &[]);
+    assert_eq!(fields(&limits, key(1)), ("\"requests\";q=4;w=8".to_owned(), "\"requests\";r=4".to_owned()));
+}
+
+/// The count of a quota at the engine, as `take.lua` has it.
+struct EngineCount(Instant);
+
+impl EngineCount {
+    fn take(&mut self, take: &QuotaTake, replicas: u32, now: Instant) -> Duration {
+        let full_in = self.0.saturating_duration_since(now) + take.time();
+        let full_in = full_in.min(take.max_time(replicas));
+        self.0 = now + full_in;
+        full_in
+    }
+}
+
+/// A replica and its take on the way to the engine and back.
+struct Flooded {
+    limits: Limits,
+    drained_at: Instant,
+    under_way: Option<(Instant, Instant, QuotaTake, Option<Duration>)>,
+}
+
+/// Returns the requests that passed in each half of the time, under a flood at all replicas.
+async fn flood(rng: &mut fastrand::Rng, replicas: u32, pair: (u32, u32), delay: u64, loss: f64) -> [u32; 2] {
+    let now = clock::now();
+    let mut engine = EngineCount(now);
+    let new = || Flooded { limits: shared_limits(pair, (0, 0)), drained_at: now, under_way: None };
+    let mut all: Vec<Flooded> = (0..replicas).map(|_| new()).collect();
+    let pause = Duration::from_millis(rng.u64(0..=1) * 100);
+    let mut passed = [0, 0];
+    for ms in 0..2 * HALF_MS {
+        let now = clock::now();
+        for Flooded { limits, drained_at, under_way } in &mut all {
+            limits.set_replicas(replicas, false);
+            for _ in 0..rng.u32(0..4) {
+                passed[usize::from(ms >= HALF_MS)] += u32::from(limits.check_request(key(1)).is_ok());
+            }
+            if let Some((at_engine, _, take, answer @ None)) = under_way
+                && *at_engine <= now
+            {
+                *answer = Some(engine.take(take, replicas, now));
+            }
+            if let Some((_, back, take, answer)) = under_way.take_if(|(_, back, ..)| *back <= now) {
+                debug_assert!(back <= now);
+                answer.into_iter().for_each(|full_in| limits.raise(&take, full_in));
+            }
+            let takes = limits.takes().unwrap();
+            let is_urgent = takes.requests.pending(&key(1)) >= (pair.1 / replicas / 2).max(1);
+            if under_way.is_none() && (is_urgent || now >= *drained_at + pause) {
+                *drained_at = now;
+                if let Some(take) = takes.drain(Limit::Requests).pop().filter(|_| rng.f64() >= loss) {
+                    let at_engine = now + Duration::from_millis(rng.u64(0..=delay));
+                    let back = at_engine + Duration::from_millis(rng.u64(0..=delay));
+                    *under_way = Some((at_engine, back, take, None));
+                }
+            }
+        }
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+    passed
+}
+
+const HALF_MS: u64 = 4000;
+
+#[tokio::test(start_paused = true)]
+async fn replicas_together_keep_to_the_rate_and_overshoot_a_burst_by_a_round_trip() {
+    for seed in 0..48 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let (replicas, delay) = (rng.u32(1..=4), rng.u64(0..=10));
+        let pair = (rng.u32(5..=100), rng.u32(1..=200));
+        let (rate, burst) = (f64::from(pair.0), f64::from(pair.1));
+        let [first, second] = flood(&mut rng, replicas, pair, delay, 0.0).await;
+        // A replica knows the others' requests after two round trips: that of a take under way, and that of the next.
+        let stale = f64::from(replicas) * (2.0 + rate * (4.0 * delay as f64 + 2.0) / 1000.0);
+        let half = rate * HALF_MS as f64 / 1000.0;
+        let context = format!("seed {seed}: {replicas} replicas, {pair:?}, {delay} ms: {first} and {second}");
+        assert!(f64::from(first) <= half + f64::from(replicas) * burst + stale, "{context}");
+        // A debt of more than a burst is forgiven.
+        if stale <= burst {
+            assert!(f64::from(second) <= half + burst + stale, "{context}");
+        }
+        assert!(f64::from(first + second) >= 2.0 * half - 1.0, "no request is lost: {context}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_takes_cost_their_part_of_the_quota_only() {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let [first, second] = flood(&mut rng, 3, (50, 100), 5, 0.1).await;
+    assert!(first <= 200 + 3 * 100 + 50, "{first}");
+    assert!(second <= 200 * 5 / 4 + 100, "{second}");
+}

@@ -1,5 +1,5 @@
 -- Answers with known states, the lease of a sibling, or a new lease.
--- KEYS: channel, members, domain, poll, removal of all; then for each job: state, removal of its id, its last change
+-- KEYS: channel, members, domain, poll, removal of all, pause; then for each job: state, removal of its id, its last change
 -- ARGV: me, token, epoch if there is none, lease, known?, look?, goal, greatest age, recheck interval, takeover,
 --       lease time, lifetime of the domain, suspected holder, attached message, taken message, polls?,
 --       token of the lease that the claim follows
@@ -19,10 +19,10 @@ redis.call('PEXPIRE', KEYS[3], ARGV[12])
 -- The holder of another lease than this one hears that the replica does not wait for it.
 local follows = ARGV[15] ~= '' and redis.call('HGET', KEYS[4], 't') ~= ARGV[17]
 
-if ARGV[5] == '1' and domain[2] and now - domain[2] <= recheck and #KEYS > 5 then
+if ARGV[5] == '1' and domain[2] and now - domain[2] <= recheck and #KEYS > 6 then
     local all = tonumber(redis.call('GET', KEYS[5]) or '-1')
     local found = {'K', epoch}
-    for n = 6, #KEYS, 3 do
+    for n = 7, #KEYS, 3 do
         local head = redis.call('GETRANGE', KEYS[n], 0, 41)
         if #head < 42 or head:sub(19) ~= epoch then found = nil break end
         local rung, at = tonumber(head:sub(1, 3)), tonumber(head:sub(5, 18))
@@ -35,7 +35,7 @@ if ARGV[5] == '1' and domain[2] and now - domain[2] <= recheck and #KEYS > 5 the
     end
     if found then
         if follows then redis.call('SPUBLISH', KEYS[1], ARGV[15]) end
-        for n = 6, #KEYS, 3 do
+        for n = 7, #KEYS, 3 do
             found[#found + 1] = redis.call('GETRANGE', KEYS[n], 42, -1)
         end
         return found
@@ -60,4 +60,7 @@ if shares_polls then
     redis.call('PEXPIRE', KEYS[4], lasts)
 end
 if ARGV[15] ~= '' then redis.call('SPUBLISH', KEYS[1], ARGV[15]) end
+local pause = redis.call('GET', KEYS[6]) or ''
+local ends = tonumber(pause:sub(1, 14)) or 0
+if ends > now then return {'G', epoch, ends - now, pause:sub(15)} end
 return {'G', epoch}

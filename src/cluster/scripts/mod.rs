@@ -18,6 +18,10 @@ pub(super) enum EngineScript {
     Beat,
     Refuse,
     Remove,
+    Pause,
+    Take,
+    Removals,
+    Review,
 }
 
 impl EngineScript {
@@ -32,6 +36,10 @@ impl EngineScript {
             Self::Beat => include_str!("beat.lua"),
             Self::Refuse => include_str!("refuse.lua"),
             Self::Remove => include_str!("remove.lua"),
+            Self::Pause => include_str!("pause.lua"),
+            Self::Take => include_str!("take.lua"),
+            Self::Removals => include_str!("removals.lua"),
+            Self::Review => include_str!("review.lua"),
         }
     }
 }

@@ -57,6 +57,14 @@ impl TestEngine {
         Self::run(port, dir, &[file.to_str().unwrap().to_owned(), "--sentinel".to_owned()])
     }
 
+    /// Starts a node of a Redis Cluster that has no slots.
+    pub(super) fn start_node() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let bus = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+        let args = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--save", ""];
+        Self::run(port, tempfile::tempdir().unwrap(), &args.map(str::to_owned))
+    }
+
     fn run(port: u16, dir: tempfile::TempDir, args: &[String]) -> Self {
         let child = Command::new("redis-server")
             .args(args)
@@ -226,6 +234,15 @@ impl TestReplica {
             self.messages.clear();
             return found;
         }
+        self.until(|input| match &input {
+            SiblingInput::Message(message) => wanted(message).ok_or(input),
+            _ => Err(input),
+        })
+        .await
+    }
+
+    /// Waits for a message, and keeps all that come before it.
+    pub(super) async fn hear_in_order<T>(&mut self, wanted: impl Fn(&SiblingMessage) -> Option<T>) -> T {
         self.until(|input| match &input {
             SiblingInput::Message(message) => wanted(message).ok_or(input),
             _ => Err(input),

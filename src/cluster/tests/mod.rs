@@ -2,6 +2,8 @@
 
 mod drain;
 mod engine;
+mod news;
+mod quotas;
 mod revocation;
 
 use std::sync::Arc;
@@ -9,6 +11,8 @@ use std::time::Duration;
 
 use self::engine::{BODY, DOMAIN, KEY, SECRET, TestEngine, TestReplica, config, finished, refusal};
 use crate::clock;
+use crate::cluster::EngineTake;
+use crate::cluster::names::ShardIndex;
 use crate::config::{ClusterConfig, EngineMode, EngineUrl};
 use crate::core::job::{JobId, ResponseHead, UpstreamResponse};
 use crate::core::route::Route;
@@ -171,7 +175,14 @@ async fn the_engine_sees_no_key_no_token_no_id_and_no_body() {
     let job = JobId::new("job-one").unwrap();
     a.call(EngineCall::Remove(Removal::Id(job.clone()))).await;
     a.call(EngineCall::Remove(Removal::Changed(DOMAIN, job))).await;
-    a.call(EngineCall::Pause(DOMAIN, Duration::from_secs(1))).await;
+    a.call(EngineCall::Pause(DOMAIN, Duration::from_secs(10))).await;
+    a.call(refusal()).await;
+    let parts: [&[u8]; 2] = [b"requests", KEY];
+    let name = a.cluster.quota_name(&parts);
+    let take = EngineTake { name, time: Duration::from_secs(9), max_time: Duration::from_secs(20) };
+    assert!(b.cluster.take(&[take]).await[0].is_some());
+    b.cluster.review(vec![DOMAIN]);
+    b.hear_in_order(|message| matches!(message, SiblingMessage::Revoked { .. }).then_some(())).await;
     let seen = [engine.dump(), monitor.read_all()].concat();
     assert!(seen.len() > 10_000, "{} bytes", seen.len());
     let secrets =
@@ -223,6 +234,14 @@ async fn a_user_with_the_documented_rights_alone_is_enough() {
     .await;
     assert_eq!(a.subscribers(b.name).await, 1);
     assert_eq!(a.subscribers(ReplicaName(1)).await, 0);
+    let name = a.cluster.quota_name(&[b"calls"]);
+    let take = EngineTake { name, time: Duration::from_secs(1), max_time: Duration::from_secs(9) };
+    assert!(a.cluster.take(&[take]).await[0].is_some());
+    b.messages.clear();
+    b.cluster.review(vec![DOMAIN]);
+    b.hear_in_order(|message| matches!(message, SiblingMessage::Revoked { .. }).then_some(())).await;
+    let is_removal = |message: &SiblingMessage| matches!(message, SiblingMessage::Removed(Removal::All));
+    assert!(b.messages.iter().any(is_removal), "{:?}", b.messages);
     a.cluster.resubscribe();
     a.call(EngineCall::Beat(None)).await;
     // The user can do nothing else.
@@ -474,14 +493,23 @@ async fn sentinels_lead_to_the_next_primary_after_a_failover() {
     assert!(replica.keys().iter().any(|key| key.contains(":p:")), "the next primary has the lease");
 }
 
-/// Prints the times of a claim and of a landing: `cargo test --release --lib round_trips -- --nocapture`.
+#[test]
+fn each_shard_knows_its_slot_in_a_cluster() {
+    let node = TestEngine::start_node();
+    for shard in ShardIndex::all() {
+        let slot = node.command(&format!("CLUSTER KEYSLOT cg1:abcdef01:{{{:02}}}:n", shard.number()));
+        assert!(slot.starts_with(&format!(":{}\r\n", shard.slot())), "{shard:?}: {slot}");
+    }
+}
+
+/// Prints the times of a claim, a landing and a hit: `cargo test --release --lib round_trips -- --nocapture`.
 #[tokio::test]
 async fn round_trips_of_claims_and_landings_are_short() {
     const ROUNDS: u64 = 200;
     let engine = TestEngine::start();
     let mut a = TestReplica::join(&config(engine.url())).await;
     let mut b = TestReplica::join(&config(engine.url())).await;
-    let (mut claims, mut landings) = (Vec::new(), Vec::new());
+    let (mut claims, mut landings, mut hits) = (Vec::new(), Vec::new(), Vec::new());
     for n in 0..ROUNDS {
         let id = format!("job-{n}");
         let (of_a, of_b) = (a.poll(&[&id]), b.poll(&[&id]));
@@ -494,10 +522,19 @@ async fn round_trips_of_claims_and_landings_are_short() {
         b.hear(|message| matches!(message, SiblingMessage::Landed(poll, ..) if *poll == name).then_some(()))
             .await;
         landings.push(clock::now() - landed);
+        let asked = clock::now();
+        assert!(matches!(b.claim(&of_b, ROUNDS + n).await, EngineAnswer::Known(..)));
+        hits.push(clock::now() - asked);
     }
-    claims.sort_unstable();
-    landings.sort_unstable();
+    for times in [&mut claims, &mut landings, &mut hits] {
+        times.sort_unstable();
+    }
     let median = |times: &[Duration]| times[times.len() / 2];
-    println!("claim {:?}, landing heard elsewhere {:?}", median(&claims), median(&landings));
+    println!(
+        "claim {:?}, landing heard elsewhere {:?}, state read from the engine {:?}",
+        median(&claims),
+        median(&landings),
+        median(&hits)
+    );
     assert!(median(&claims) < Duration::from_millis(50) && median(&landings) < Duration::from_millis(50));
 }

@@ -58,15 +58,15 @@ pub(in crate::config) const CLUSTER_KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Described("\"single\", \"cluster\" or \"sentinel\""),
         reload: RESTART,
         read: |b, r| r.choice(&mut b.cluster.mode, MODES),
-        doc: "a single server, or a primary that the sentinels of cluster.url name. This version does not support \"cluster\"",
+        doc: "a single server, a Redis Cluster of which cluster.url lists nodes, or a primary that the sentinels of cluster.url name",
     },
     ConfigKey {
         name: "cluster.share",
-        default: Some(r#"["jobs", "polls"]"#),
-        allowed: Described("a list of \"jobs\" and \"polls\""),
+        default: Some(r#"["jobs", "polls", "quotas"]"#),
+        allowed: Described("a list of \"jobs\", \"polls\" and \"quotas\""),
         reload: RESTART,
         read: |b, r| r.list(&mut b.cluster.share, share),
-        doc: "work that replicas share: states of jobs, open polls. Rejected keys and removed jobs are always shared",
+        doc: "work that replicas share: states of jobs, open polls, the quotas of `[limits]`. Rejected keys, pauses and removed jobs are always shared",
     },
     ConfigKey {
         name: "cluster.patience",
@@ -82,7 +82,7 @@ pub(in crate::config) const CLUSTER_KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Time(TAKEOVER),
         reload: RESTART,
         read: |b, r| r.duration(&mut b.cluster.takeover),
-        doc: "time after which a silent replica counts as dead. Each replica is heard four times in it",
+        doc: "time after which a silent replica counts as dead. Each replica is heard four times in it, and each half second at least",
     },
     ConfigKey {
         name: "cluster.max_body",
@@ -98,7 +98,7 @@ pub(in crate::config) const CLUSTER_KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Described("true or false"),
         reload: RESTART,
         read: |b, r| r.switch(&mut b.cluster.strict),
-        doc: "whether a replica without the engine uses only its part of each quota. This version does not share quotas and supports false only",
+        doc: "whether a replica without the engine uses only its part of each quota: the quota divided by the number of replicas that it last knew. false: each uses the whole quota",
     },
     ConfigKey {
         name: "cluster.expected",
@@ -125,9 +125,10 @@ fn share(text: &str) -> Result<Share, InvalidValue> {
     match text {
         "jobs" => Ok(Share::Jobs),
         "polls" => Ok(Share::Polls),
-        "quotas" => {
-            invalid("this version of clipgate does not share quotas", "Use a list of \"jobs\" and \"polls\".")
-        }
-        _ => invalid(format!("not a valid value: {text:?}"), "Use a list of \"jobs\" and \"polls\"."),
+        "quotas" => Ok(Share::Quotas),
+        _ => invalid(
+            format!("not a valid value: {text:?}"),
+            "Use a list of \"jobs\", \"polls\" and \"quotas\".",
+        ),
     }
 }

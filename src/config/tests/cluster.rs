@@ -24,13 +24,13 @@ fn without_a_url_a_gateway_is_the_only_replica() {
 #[test]
 fn each_key_sets_its_field() {
     let config = cluster(&with_url(
-        "name = \"a-team\"\nshare = [\"jobs\"]\npatience = \"20ms\"\ntakeover = \"5s\"\nmax_body = \"1KiB\"\n\
-         strict = false\nexpected = 3",
+        "name = \"a-team\"\nshare = [\"jobs\", \"quotas\"]\npatience = \"20ms\"\ntakeover = \"5s\"\nmax_body = \"1KiB\"\n\
+         strict = true\nexpected = 3",
     ));
     let cluster = config.unwrap().cluster.unwrap();
-    assert_eq!((cluster.name.as_str(), &cluster.share[..]), ("a-team", &[Share::Jobs][..]));
+    assert_eq!((cluster.name.as_str(), &cluster.share[..]), ("a-team", &[Share::Jobs, Share::Quotas][..]));
     assert_eq!((cluster.patience, cluster.takeover), (Duration::from_millis(20), Duration::from_secs(5)));
-    assert_eq!((cluster.max_body, cluster.strict, cluster.expected), (1024, false, 3));
+    assert_eq!((cluster.max_body, cluster.strict, cluster.expected), (1024, true, 3));
     assert_eq!((cluster.mode, cluster.secret.expose()), (EngineMode::Single, SECRET));
     assert!(cluster.shares(Share::Jobs) && !cluster.shares(Share::Polls));
     assert_eq!(cluster.urls[0].to_string(), "redis://127.0.0.1:6379");
@@ -53,10 +53,13 @@ fn errors_name_the_key_and_what_to_do() {
     let cases: &[(&str, &str, &str)] = &[
         ("url = \"redis://h\"", "cluster.url", "the URL of an engine is set, but no secret"),
         ("url = \"redis://h\"\nsecret = \"short\"", "cluster.secret", "the secret has 5 bytes"),
-        (&with_url("mode = \"cluster\""), "cluster.mode", "supports \"single\" and \"sentinel\" only"),
+        (
+            &with_url("mode = \"cluster\"\nmaster = \"m\""),
+            "cluster.master",
+            "cluster.mode is not \"sentinel\"",
+        ),
         (&with_url("mode = \"sentinel\""), "cluster.mode", "needs the name of the primary"),
-        (&with_url("share = [\"jobs\", \"quotas\"]"), "cluster.share", "does not share quotas"),
-        (&with_url("strict = true"), "cluster.strict", "does not share quotas"),
+        (&with_url("share = [\"jobs\"]\nstrict = true"), "cluster.strict", "quotas are not shared"),
         (&with_url("master = \"m\""), "cluster.master", "cluster.mode is not \"sentinel\""),
         (&with_url("mode = \"ring\""), "cluster.mode", "not a valid value"),
         (&with_url("share = [\"all\"]"), "cluster.share", "not a valid value"),
@@ -107,4 +110,15 @@ fn sentinels_are_a_list_with_the_name_of_the_primary() {
     let cluster = cluster(&lines).unwrap().cluster.unwrap();
     assert_eq!((cluster.mode, cluster.urls.len()), (EngineMode::Sentinel, 2));
     assert_eq!(cluster.master.as_deref(), Some("mymaster"));
+}
+
+#[test]
+fn a_cluster_is_a_list_of_nodes_without_numbers_of_databases() {
+    let lines = |url: &str| format!("url = {url}\nsecret = \"{SECRET}\"\nmode = \"cluster\"");
+    for (url, count) in [(r#"["redis://a", "redis://b:7001"]"#, 2), (r#""rediss://entry""#, 1)] {
+        let cluster = cluster(&lines(url)).unwrap().cluster.unwrap();
+        assert_eq!((cluster.mode, cluster.urls.len()), (EngineMode::Cluster, count));
+    }
+    let error = cluster(&lines(r#"["redis://a", "redis://b/2"]"#)).unwrap_err().to_string();
+    assert!(error.contains("a Redis Cluster has no numbered databases"), "{error}");
 }

@@ -252,6 +252,7 @@ impl Siblings {
 
     pub(super) fn beat(&mut self, former: Option<ReplicaName>, now: Instant) {
         let call = self.call(EngineCall::Beat(former));
-        self.link.beat_sent(call, self.config.takeover / 4, now);
+        // An idle link counts as silent without the answers to beats.
+        self.link.beat_sent(call, (self.config.takeover / 4).min(SILENCE / 2), now);
     }
 }

@@ -17,7 +17,7 @@ pub struct SiblingConfig {
     pub instance: u64,
     /// Time without a word of the engine after which a claim is given up.
     pub patience: Duration,
-    /// Time after which a silent replica counts as dead. Beats follow each other four times as fast.
+    /// Time after which a silent replica counts as dead. Beats follow each other four times as fast, and each 0.5 s at least.
     pub takeover: Duration,
     /// Time that a poll without waits and guests stays open.
     pub linger: Duration,
@@ -257,7 +257,7 @@ pub enum EngineCall {
     },
     /// Removes stored states, and publishes that.
     Remove(Removal),
-    /// Publishes that the upstream pauses a key for this time.
+    /// Stores and publishes that the upstream pauses a key for this time.
     Pause(KeyDomain, Duration),
     /// Publishes that the engine lost its memory.
     Flushed,

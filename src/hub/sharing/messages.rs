@@ -1,5 +1,6 @@
 //! Inputs of the link that concern more than polls: rejected keys, pauses and removals.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use http::StatusCode;
@@ -31,9 +32,21 @@ impl HubTask {
             if let SiblingInput::Answer(call, _) = &input {
                 sharing.claims.answered(*call);
             }
+            let is_up = matches!(input, SiblingInput::LinkUp(_));
             sharing.machine.handle(input, now);
+            if is_up {
+                self.review();
+            }
             self.drain_sharing_outputs(&origin, now);
             self.drain_outputs(now);
+        }
+    }
+
+    /// Reads the news that this replica may have missed about the keys that it knows. They come as messages.
+    pub(super) fn review(&self) {
+        if let Some(sharing) = &self.sharing {
+            let keys: BTreeSet<KeyDomain> = self.keys.keys().copied().chain(self.cache.keys()).collect();
+            sharing.cluster.review(keys.into_iter().collect());
         }
     }
 

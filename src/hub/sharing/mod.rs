@@ -15,20 +15,26 @@
 //! | polls of requests with `no-store` only | their answers are stored nowhere |
 //! | all polls, if `cluster.share` has no `"polls"` | the configuration |
 //!
+//! Quotas go past the machine: `quotas` sends counted requests to the engine.
+//!
 //! A poll has up to two numbers: the coalescer's, and that of its attempts here, its run. They differ if the coalescer
 //! opens a poll again that continued for siblings only.
 
 mod counts;
 mod messages;
+mod quotas;
 mod registrations;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tracing::debug;
 
 use self::counts::{ClaimCounts, StartReason};
+use self::quotas::share_quotas;
 use self::registrations::Registrations;
 use super::inspect::ClusterOverview;
 use super::landing::{AnswerOrigin, UpstreamAnswer};
@@ -44,6 +50,7 @@ use crate::core::siblings::{
     EngineCall, LinkState, PollName, Removal, ShareSpec, SharedOutcome, SiblingConfig, SiblingInput,
     SiblingOutput, Siblings,
 };
+use crate::limits::Limits;
 use crate::telemetry::metrics::LinkLabel;
 
 /// Dependencies of a hub that shares polls.
@@ -55,6 +62,8 @@ pub(crate) struct SharingDeps {
     pub(crate) config: SiblingConfig,
     /// Whether polls are shared. Rejected keys, pauses and removals are always.
     pub(crate) shares_polls: bool,
+    /// Whether each replica uses only its part of the quotas without the engine.
+    pub(crate) strict: bool,
     /// Number of replicas below which the log has a warning.
     pub(crate) expected: usize,
 }
@@ -66,6 +75,11 @@ pub(super) struct PollSharing {
     /// `None` once it runs.
     link: Option<BoxFuture<'static, ()>>,
     shares_polls: bool,
+    strict: bool,
+    /// Number of replicas when the engine was there last.
+    replicas: u32,
+    /// The task that shares quotas. It ends with the hub.
+    tasks: JoinSet<()>,
     /// The polls that the machine has, by their numbers at the coalescer; and those that go on for siblings only.
     offered: Map<PollId, OfferedPoll>,
     names: Registrations,
@@ -88,13 +102,16 @@ const MAX_INPUTS: usize = 1024;
 
 impl PollSharing {
     pub(super) fn new(deps: SharingDeps) -> Self {
-        let SharingDeps { cluster, inbox, link, config, shares_polls, expected } = deps;
+        let SharingDeps { cluster, inbox, link, config, shares_polls, strict, expected } = deps;
         Self {
             machine: Siblings::new(config),
             cluster,
             inbox,
             link: Some(link),
             shares_polls,
+            strict,
+            replicas: u32::try_from(expected).unwrap_or_default().max(1),
+            tasks: JoinSet::new(),
             offered: Map::default(),
             names: Registrations::default(),
             claims: ClaimCounts::default(),
@@ -105,10 +122,11 @@ impl PollSharing {
         }
     }
 
-    /// Starts the task of the link. It ends after the last handle of the cluster is dropped.
-    pub(super) fn start_link(&mut self) {
+    /// Starts the task of the link, which ends after the last handle of the cluster is dropped, and that of the quotas.
+    pub(super) fn start_link(&mut self, limits: &Arc<Limits>) {
         if let Some(link) = self.link.take() {
             tokio::spawn(link);
+            self.tasks.spawn(share_quotas(Arc::clone(limits), self.cluster.clone()));
         }
     }
 
@@ -201,9 +219,15 @@ impl HubTask {
             return self.cancel_attempts(id, now);
         };
         sharing.machine.handle(SiblingInput::Abort(id), now);
-        if !sharing.machine.is_running(id) {
-            sharing.remove(id, now);
+        if sharing.machine.is_running(id) {
+            // It goes on for siblings. One that the quota has refused is not made at all: they claim it.
+            if self.polls.contains_key(&id) {
+                return;
+            }
+            let refused = PollOutcome::Failed(Failure::InvalidResponse(None));
+            sharing.machine.handle(SiblingInput::Ended(id, refused), now);
         }
+        sharing.remove(id, now);
     }
 
     /// Passes the progress of a poll's attempts to the coalescer.
@@ -316,7 +340,10 @@ impl HubTask {
                 sharing.cluster.call(id, call);
             }
             SiblingOutput::CountSubscribers(name) => sharing.cluster.count_subscribers(name),
-            SiblingOutput::Resubscribe => sharing.cluster.resubscribe(),
+            SiblingOutput::Resubscribe => {
+                sharing.cluster.resubscribe();
+                self.review();
+            }
         }
     }
 
@@ -412,14 +439,19 @@ impl HubTask {
     /// Reports the link after a round.
     pub(super) fn report_sharing(&mut self, now: Instant) {
         let Some(sharing) = &mut self.sharing else { return };
-        let PollSharing { machine, reports, handed_over, is_draining, .. } = &mut **sharing;
+        let PollSharing { machine, reports, handed_over, is_draining, strict, replicas, .. } = &mut **sharing;
         reports.update(machine.link(), machine.members(), now);
+        let is_apart = machine.link() == LinkState::Apart;
+        if !is_apart {
+            *replicas = u32::try_from(machine.members()).unwrap_or(u32::MAX).max(1);
+        }
+        self.limits.set_replicas(*replicas, is_apart && *strict);
         self.metrics.cluster.set_link(link_label(machine.link()));
         self.metrics.cluster.set_counts(machine.members(), machine.unanswered());
         if *is_draining {
             // Without a link siblings find out by themselves.
             let is_done = machine.polls().1 == 0 && machine.unanswered() == 0;
-            let is_done = is_done || machine.link() == LinkState::Apart;
+            let is_done = is_done || is_apart;
             handed_over.send_if_modified(|done| std::mem::replace(done, is_done) != is_done);
         }
     }

@@ -19,35 +19,81 @@ use crate::harness::process::within_timeout;
 pub(super) struct TestEngine {
     pub(super) address: SocketAddr,
     dir: TempDir,
+    program: String,
+    args: Vec<String>,
     server: Option<Child>,
 }
 
 impl TestEngine {
     pub(super) async fn start() -> Self {
+        Self::start_with("redis-server", &[]).await
+    }
+
+    /// Starts this program with further arguments.
+    pub(super) async fn start_with(program: &str, args: &[&str]) -> Self {
         let mut engine = Self::stopped().await;
+        program.clone_into(&mut engine.program);
+        engine.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        engine.restart().await;
+        engine
+    }
+
+    /// Starts a sentinel of this primary, which it names `mymaster`.
+    pub(super) async fn start_sentinel(primary: SocketAddr) -> Self {
+        let mut engine = Self::stopped().await;
+        let file = engine.dir.path().join("sentinel.conf");
+        let lines = format!(
+            "sentinel monitor mymaster {} {} 1\nsentinel down-after-milliseconds mymaster 1000\n\
+             sentinel failover-timeout mymaster 3000\n",
+            primary.ip(),
+            primary.port()
+        );
+        std::fs::write(&file, lines).unwrap();
+        engine.args = vec![file.to_str().unwrap().to_owned(), "--sentinel".to_owned()];
         engine.restart().await;
         engine
     }
 
     /// Reserves an address without a server.
     pub(super) async fn stopped() -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        Self { address, dir: tempfile::tempdir().unwrap(), server: None }
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port().await));
+        let args = ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"];
+        let args = args.map(str::to_owned).to_vec();
+        Self {
+            address,
+            dir: tempfile::tempdir().unwrap(),
+            program: "redis-server".to_owned(),
+            args,
+            server: None,
+        }
     }
 
     /// Starts an empty server on the same port.
     pub(super) async fn restart(&mut self) {
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).arg("--dir").arg(self.dir.path());
         command.args(["--port", &self.address.port().to_string(), "--bind", "127.0.0.1"]);
-        command.args(["--save", "", "--appendonly", "no", "--dir"]).arg(self.dir.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-        self.server = Some(command.spawn().expect("redis-server is installed: see CONTRIBUTING.md"));
+        self.server = Some(command.spawn().expect("the engine is installed: see CONTRIBUTING.md"));
         let answers = async {
             while self.try_send("PING").await.is_err() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
         within_timeout("the engine", answers).await;
+    }
+
+    /// Runs `redis-cli` with these words and returns its output. A reply that is an error fails the test.
+    pub(super) async fn cli(&self, words: &[&str]) -> String {
+        let reply = self.cli_unchecked(words).await;
+        assert!(!reply.starts_with("ERR") && !reply.contains("Could not connect"), "{words:?}: {reply}");
+        reply
+    }
+
+    pub(super) async fn cli_unchecked(&self, words: &[&str]) -> String {
+        let port = self.address.port().to_string();
+        let output = Command::new("redis-cli").args(["-p", &port]).args(words).output().await.unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
     /// Kills the server.
@@ -80,8 +126,48 @@ impl TestEngine {
         Ok(String::from_utf8_lossy(&reply).trim().to_owned())
     }
 
+    /// Starts to record every command that the server executes.
+    pub(super) async fn monitor(&self) -> EngineMonitor {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(b"MONITOR\r\n").await.unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let reading = tokio::spawn({
+            let seen = Arc::clone(&seen);
+            async move {
+                let mut bytes = Vec::with_capacity(1 << 16);
+                while stream.read_buf(&mut bytes).await.is_ok_and(|taken| taken > 0) {
+                    seen.lock().append(&mut bytes);
+                }
+            }
+        });
+        EngineMonitor { seen, _reading: AbortOnDropHandle::new(reading) }
+    }
+
+    /// Returns the bytes of all keys and values.
+    pub(super) async fn dump(&self) -> Vec<u8> {
+        assert_eq!(self.send("SAVE").await, "+OK");
+        std::fs::read(self.dir.path().join("dump.rdb")).unwrap()
+    }
+
     pub(super) fn url(&self) -> String {
         format!("redis://{}", self.address)
+    }
+}
+
+/// Returns a port that no server uses.
+pub(super) async fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
+}
+
+/// The commands that a server has executed.
+pub(super) struct EngineMonitor {
+    seen: Arc<Mutex<Vec<u8>>>,
+    _reading: AbortOnDropHandle<()>,
+}
+
+impl EngineMonitor {
+    pub(super) fn seen(&self) -> Vec<u8> {
+        self.seen.lock().clone()
     }
 }
 

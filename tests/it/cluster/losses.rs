@@ -8,6 +8,8 @@ use super::engine::{EngineProxy, TestEngine};
 use super::replica::{Replicas, latest};
 
 const WAITS: usize = 20;
+/// Time that a busy machine may add to a bound of zero.
+const NOISE: Duration = Duration::from_millis(200);
 
 #[tokio::test]
 async fn the_waits_of_a_killed_replicas_siblings_are_answered_within_2_2_s_by_one_further_poll() {
@@ -56,7 +58,7 @@ async fn a_stopping_replica_hands_its_polls_over_before_it_ends() {
         "drain of the holder: taken over in {taken_over:?}, late {late:?} of 0, {} polls of 2",
         replicas.polls("a")
     );
-    assert!(late <= Duration::from_millis(300), "one hop: {late:?}");
+    assert!(late <= NOISE, "one hop: {late:?}");
     assert_eq!(replicas.polls("a"), 2);
     assert!(replicas.all[0].process.wait_for_exit().await.success());
 }
@@ -73,6 +75,6 @@ async fn a_stopping_replica_without_own_waits_ends_once_a_sibling_makes_its_poll
     assert!(replicas.all[0].process.wait_for_exit().await.success());
     replicas.wait_for_polls("a", 2).await;
     let late = replicas.complete("a", waits.into_iter().flatten().collect()).await;
-    assert!(late <= Duration::from_millis(300), "{late:?}");
+    assert!(late <= NOISE, "{late:?}");
     assert_eq!(replicas.polls("a"), 2);
 }

@@ -2,16 +2,26 @@
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `engine` | a Redis server, and a proxy in front of it that delays and cuts |
+//! | `engine`, `engine_cluster` | a server, a proxy in front of it that delays and cuts; a Redis Cluster |
 //! | `replica` | gateways that share it |
 //! | `sharing` | identical waits share one poll; keys and secrets never meet |
 //! | `losses` | the loss of a replica |
 //! | `engine_faults` | the loss, the restart and the silence of the engine |
-//! | `revocation` | rejected keys and removed states |
+//! | `modes` | clusters and sentinels: nodes lost, stopped and moved |
+//! | `quotas` | quotas of all replicas together, and apart |
+//! | `revocation` | rejected keys, pauses, removed and changed states |
+//! | `soak` | random waits and a fault every few seconds |
+//! | `tls`, `valkey` | TLS to the engine; Valkey in place of Redis |
 
 mod engine;
+mod engine_cluster;
 mod engine_faults;
 mod losses;
+mod modes;
+mod quotas;
 mod replica;
 mod revocation;
 mod sharing;
+mod soak;
+mod tls;
+mod valkey;

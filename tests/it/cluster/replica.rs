@@ -144,16 +144,33 @@ pub(super) fn is_guest(state: &Value) -> bool {
         .is_some_and(|members| members.iter().any(|member| member["self"] == false && member["polls"] != 0))
 }
 
+/// Sections without the limits that a test would meet.
+pub(super) const LIMITS: &str = "[wait]\nlinger = \"500ms\"\n[limits]\nrequests_per_second = 100000\nburst = 100000\n\
+    calls_per_second = 100000\ncalls_burst = 100000\nmax_waits_per_key = 10000\n";
+
 /// Writes the configuration of all replicas, with these lines in `[cluster]`. The patience is longer than the default: on a
 /// busy machine a replica would make a poll alone, as it should.
 pub(super) fn configure(env: &TestEnv, lines: &str) {
-    let patience = if lines.contains("patience") { "" } else { "patience = \"200ms\"\n" };
+    write_config(env, LIMITS, lines);
+}
+
+/// Like [`configure`], with these lines in `[limits]`. A quota that they do not name is wide.
+pub(super) fn limited(env: &TestEnv, limits: &str, lines: &str) {
+    let wide = [("requests_per_second", "burst"), ("calls_per_second", "calls_burst")];
+    let wide = wide.iter().filter(|(rate, _)| !limits.contains(rate));
+    let wide: String = wide.map(|(rate, burst)| format!("{rate} = 100000\n{burst} = 100000\n")).collect();
+    write_config(env, &format!("[wait]\nlinger = \"500ms\"\n[limits]\n{limits}{wide}"), lines);
+}
+
+fn write_config(env: &TestEnv, sections: &str, lines: &str) {
+    let patience = if lines.contains("patience") { "" } else { "patience = \"500ms\"\n" };
     env.configure(&format!(
-        "[wait]\nlinger = \"500ms\"\n[limits]\nrequests_per_second = 100000\nburst = 100000\ncalls_per_second = 100000\n\
-         calls_burst = 100000\nmax_waits_per_key = 10000\n[cluster]\nurl = \"redis://127.0.0.1:1\"\n\
-         secret = \"a-secret-of-all-replicas-0123456789\"\n{patience}{lines}"
+        "{sections}[cluster]\nurl = \"redis://127.0.0.1:1\"\nsecret = \"{SECRET}\"\n{patience}{lines}"
     ));
 }
+
+/// The secret of all replicas.
+pub(super) const SECRET: &str = "a-secret-of-all-replicas-0123456789";
 
 impl Replica {
     pub(super) async fn start(env: &TestEnv, url: &str, variables: &[(&str, &str)]) -> Self {
@@ -184,6 +201,10 @@ impl Replica {
             let cache_status = answer.headers()["cache-status"].to_str().unwrap().to_owned();
             Settled { at: clock::now(), status: answer.status().as_u16(), cache_status }
         }))
+    }
+
+    pub(super) async fn client(&self) -> TestClient {
+        TestClient::connect(self.address).await
     }
 
     pub(super) async fn get(&self, target: &str, fields: &[(&str, &str)]) -> Response<bytes::Bytes> {

@@ -245,3 +245,12 @@ fn siblings_beyond_the_bound_are_not_joined() {
     gateway.answer("claim", held(SIBLING, 1, ms(0)));
     assert_eq!(gateway.take(), ["claim", "start 1", "adopt", "detach"]);
 }
+
+#[test]
+fn a_long_takeover_leaves_an_idle_link_near() {
+    let mut gateway = Gateway::alone();
+    gateway.machine.config.takeover = ms(60_000);
+    gateway.link_up(ME);
+    gateway.pass(ms(5_000));
+    assert_eq!(gateway.machine.link.state(), LinkState::Near);
+}
