@@ -3,7 +3,7 @@
 use super::engine::{TestEngine, TestReplica, config};
 use crate::core::siblings::{EngineAnswer, EngineCall, SiblingMessage};
 
-/// Its holder goes on until it hears of the claims of its guests, whatever they find.
+/// P6: the holder goes on until its guests have claimed the poll, or found another answer.
 #[tokio::test]
 async fn the_holder_of_a_lease_that_was_left_hears_of_each_claim_that_follows_it() {
     for is_stored in [false, true] {
