@@ -227,10 +227,10 @@ impl Siblings {
     }
 
     fn held(&mut self, name: PollName, by: ReplicaName, token: LeaseToken, age: Duration, now: Instant) {
-        let Some(was_doubted) = self.members.heard(by, now) else {
+        if !self.members.meet(by, now) {
             self.start_alone(name, now);
             return self.detach(name);
-        };
+        }
         self.count_soon(now);
         let early = self.polls.change(name, |poll| {
             let opened_at = now.checked_sub(age).unwrap_or(now);
@@ -249,7 +249,6 @@ impl Siblings {
         match early.flatten() {
             Some((_, Some(result))) => self.sibling_landed(name, result, now),
             Some((_, None)) => self.claim_anew(name, false, now),
-            None if was_doubted => self.show_all_of(by),
             None => {}
         }
     }

@@ -40,6 +40,12 @@ impl Members {
         Some(std::mem::take(&mut sibling.is_doubted))
     }
 
+    /// Records the holder of a lease. The engine knows a dead one for a living one for some time, so the time of a
+    /// holder that was heard before stays. Returns false if there are too many replicas.
+    pub(super) fn meet(&mut self, name: ReplicaName, now: Instant) -> bool {
+        self.0.contains_key(&name) || self.heard(name, now).is_some()
+    }
+
     pub(super) fn remove(&mut self, name: ReplicaName) {
         self.0.remove(&name);
     }

@@ -50,6 +50,17 @@ fn a_holder_that_is_not_heard_for_the_takeover_is_suspected() {
     assert_eq!(gateway.take(), Vec::<String>::new());
 }
 
+/// P1: the engine may know a dead holder for a living one. Its answer prolongs nothing.
+#[test]
+fn a_poll_that_joins_a_silent_holder_is_claimed_once_that_one_was_not_heard_for_the_takeover() {
+    let mut gateway = Gateway::linked();
+    gateway.beat(SIBLING);
+    gateway.pass(ms(1_500));
+    gateway.open_held(1);
+    gateway.wait_for("claim", ms(710));
+    assert_eq!(gateway.suspicion(), Some(Suspicion { holder: SIBLING, is_proven: false }));
+}
+
 #[test]
 fn two_counts_without_a_subscriber_prove_the_death_of_a_holder() {
     let mut gateway = Gateway::linked();
