@@ -1,6 +1,6 @@
--- Begins a new epoch of a key that the upstream rejected, and publishes that. Field d has the time of the rejection:
--- attempts that began before it land no more. Fields x and r keep the dead epoch, and when it died, for replicas that do not
--- hear it. A key that no replica has claimed a poll for has no epoch. A call that is repeated does nothing if the engine remembers the rejection,
+-- Begins a new epoch of a key that the upstream rejected, and publishes that. The dead epoch is kept for replicas that
+-- do not hear it. Field d has the time of the rejection: attempts that began before it land no more. A key that no replica
+-- has claimed a poll for has no epoch. A call that is repeated does nothing if the engine remembers the rejection,
 -- or if the key was accepted since.
 -- KEYS: channel, domain
 -- ARGV: message, new epoch, lifetime of the domain, age of the rejection, time of sending or '', repeated?
@@ -13,7 +13,8 @@ local domain = redis.call('HMGET', KEYS[2], 'e', 'd', 'a')
 local dead, known, accepted = domain[1], tonumber(domain[2] or '') or 0, tonumber(domain[3] or '') or 0
 if dead and not (ARGV[6] == '1' and (known + 1000 >= at or accepted > at)) then
     redis.call('HDEL', KEYS[2], 'a')
-    redis.call('HSET', KEYS[2], 'e', ARGV[2], 'd', string.format('%.0f', math.max(at, known)), 'x', dead, 'r', now)
+    redis.call('HSET', KEYS[2], 'e', ARGV[2], 'x', dead, 'r', now, 'd',
+        string.format('%.0f', math.max(at, known)))
     redis.call('PEXPIRE', KEYS[2], ARGV[3])
     redis.call('SPUBLISH', KEYS[1], ARGV[1] .. dead .. string.format('%014.0f', age))
 end

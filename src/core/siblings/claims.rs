@@ -25,8 +25,6 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 const LEASE_MARGIN: Duration = Duration::from_secs(30);
 /// Time in which a guest makes itself known again, after a new name or to an engine without memory.
 pub(super) const COMING_BACK: Duration = LOOKING.saturating_add(MAX_PATIENCE);
-/// Pauses between questions for a lease that a sibling has grow from `takeover` to eight times that.
-const MAX_DOUBLINGS: u32 = 3;
 /// Polls apart are spread over this time.
 const SPREAD: Duration = Duration::from_millis(500);
 
@@ -140,68 +138,6 @@ impl Siblings {
         self.outputs.push_back(SiblingOutput::Start(run));
     }
 
-    pub(super) fn adopt_all(&mut self, now: Instant) {
-        for name in self.polls.names(|poll| poll.own().is_some()) {
-            self.adopt(name, now);
-        }
-    }
-
-    /// Takes the lease of a poll that is made here, if the link is up and the lease is vacant.
-    pub(super) fn adopt(&mut self, name: PollName, now: Instant) {
-        if self.polls.get(name).and_then(SharedPoll::own).is_some_and(OwnRun::is_unfit) {
-            self.polls.change(name, |poll| {
-                poll.own_mut().into_iter().for_each(|own| own.has_stepped_back = true);
-            });
-            return;
-        }
-        let call = self.send_adopt(name, now);
-        self.polls.change(name, |poll| {
-            let (Some(call), Some(own)) = (call, poll.own_mut()) else { return };
-            own.asked = Some(call);
-            own.came.clear();
-            own.left.clear();
-            (own.adopt_at, own.refused) = (None, 0);
-        });
-    }
-
-    /// Takes a lease back that the engine may have given to a sibling meanwhile. The guests are known.
-    pub(super) fn keep_lease(&mut self, name: PollName, now: Instant) {
-        self.send_adopt(name, now);
-    }
-
-    fn send_adopt(&mut self, name: PollName, now: Instant) -> Option<CallId> {
-        let poll = self.polls.get(name).filter(|_| self.link.is_up())?;
-        let (token, age) = (poll.token, now.saturating_duration_since(poll.opened_at));
-        let attempt_age = now.saturating_duration_since(poll.began_at());
-        let spec = Arc::clone(&poll.spec);
-        let call = self.call(EngineCall::Adopt { spec, token, age, attempt_age });
-        self.calls.insert(call, (name, token));
-        Some(call)
-    }
-
-    /// Asks for a lease again some time after a refusal: its holder may have been dead, and unheard here. A holder that
-    /// is still alive one takeover later was heard, so its death is noticed; the pauses may grow.
-    fn adopt_later(&mut self, name: PollName, now: Instant) {
-        let takeover = self.config.takeover;
-        self.polls.change(name, |poll| {
-            let Some(own) = poll.own_mut() else { return };
-            own.adopt_at = Some(now + takeover * (1 << own.refused.min(MAX_DOUBLINGS)));
-            own.refused += 1;
-        });
-    }
-
-    fn adopt_again(&mut self, name: PollName, now: Instant) {
-        let asked = self.polls.change(name, |poll| {
-            let own = poll.own_mut()?;
-            own.adopt_at = None;
-            (!own.is_leased).then_some(own.refused)
-        });
-        if let Some(refused) = asked.flatten().filter(|_| self.draining.is_none()) {
-            self.adopt(name, now);
-            self.polls.change(name, |poll| poll.own_mut().into_iter().for_each(|own| own.refused = refused));
-        }
-    }
-
     /// Is a guest no more. Without a link that needs no word: the guest comes back under another name.
     pub(super) fn detach(&mut self, name: PollName) {
         if self.link.is_up() {
@@ -290,51 +226,6 @@ impl Siblings {
         }
     }
 
-    fn adopted(
-        &mut self,
-        name: PollName,
-        call: CallId,
-        lease: Option<KeyEpoch>,
-        guests: Vec<ReplicaName>,
-        now: Instant,
-    ) {
-        let linger = self.config.linger;
-        // A guest that is gone is not heard again, and counts as dead then.
-        let guests: BTreeSet<ReplicaName> =
-            guests.into_iter().filter(|guest| self.heard_guest(*guest, now)).collect();
-        let note = self.polls.change(name, |poll| {
-            let (token, is_kept) = (poll.token, poll.local.is_none());
-            let own = poll.own_mut()?;
-            (own.is_leased, own.epoch) = (lease.is_some(), lease.or(own.epoch));
-            own.asked.take_if(|asked| *asked == call)?; // otherwise a newer question is on its way
-            let had_guests = !own.guests.is_empty();
-            // The guests of a lease that is lost are those of the new holder.
-            own.guests =
-                guests.into_iter().filter(|guest| lease.is_some() && !own.left.contains(guest)).collect();
-            own.guests.append(&mut own.came);
-            own.left.clear();
-            if had_guests && own.guests.is_empty() {
-                // P6. An engine that lost its memory learns of guests that are still there by their looks.
-                own.guests_linger_until = Some(now + linger.max(COMING_BACK));
-            }
-            if is_kept {
-                let until = own.guests_linger_until.unwrap_or(now);
-                own.ends_at = own.guests.is_empty().then(|| own.ends_at.unwrap_or(until));
-            }
-            (own.is_held && !own.guests.is_empty()).then_some(token)
-        });
-        if lease.is_none() {
-            self.adopt_later(name, now);
-        }
-        if let Some(token) = note.flatten() {
-            self.call(EngineCall::Note(name, token, true));
-        }
-        self.leave_if_unfit(name, now);
-        if self.draining.is_some() {
-            self.leave_to_guests(name, now);
-        }
-    }
-
     fn held(&mut self, name: PollName, by: ReplicaName, token: LeaseToken, age: Duration, now: Instant) {
         if !self.members.meet(by, now) {
             self.start_alone(name, now);
@@ -376,14 +267,15 @@ impl Siblings {
     /// Ends a poll with the result of a sibling's. Claims it if the result cannot be used.
     pub(super) fn sibling_landed(&mut self, name: PollName, result: SiblingResult, now: Instant) {
         let is_delayed = |poll: &SharedPoll| matches!(poll.phase, SharePhase::Delayed { .. });
-        let is_dead = self.is_dead(name, result.epoch);
         let shape = shape_of(&result.outcome);
-        let outcome = self.usable_outcome(name, result);
+        let is_usable = self.is_usable(name, &result);
+        let outcome = if is_usable { into_outcome(result) } else { None };
         let Some(outcome) = outcome else {
             self.polls.change(name, |poll| Arc::make_mut(&mut poll.spec).takes_known = false);
             match self.polls.get(name).is_some_and(is_delayed) {
                 true => {}
-                false if is_dead => self.lose(name, None, now),
+                // A dead epoch, or a list without its shape (P8).
+                false if !is_usable => self.lose(name, None, now),
                 // P1: the bytes were too many to be shared. One replica after the other would get them in vain.
                 false => self.start_alone(name, now),
             }
@@ -399,7 +291,10 @@ impl Siblings {
     /// Ends a poll that the upstream does not hold here, after a failure, with the result of a sibling (P12).
     pub(super) fn landed_meanwhile(&mut self, name: PollName, result: SiblingResult, now: Instant) {
         let shape = shape_of(&result.outcome);
-        let Some(outcome) = self.usable_outcome(name, result) else { return };
+        if !self.is_usable(name, &result) {
+            return;
+        }
+        let Some(outcome) = into_outcome(result) else { return };
         if let Some(local) = self.polls.get(name).and_then(|poll| poll.local) {
             self.polls.set_local(name, None);
             self.outputs.extend(shape.map(|shape| SiblingOutput::Shape(local, shape)));
@@ -408,14 +303,12 @@ impl Siblings {
         self.end_run(name, now);
     }
 
-    /// Returns the outcome for the coalescer. `None`: a dead epoch, bytes that were too many to be shared, or a list without
-    /// its shape (P8).
-    pub(super) fn usable_outcome(&self, name: PollName, result: SiblingResult) -> Option<PollOutcome> {
+    /// Returns `false` for a result of a dead epoch, and for a list without its shape (P8).
+    fn is_usable(&self, name: PollName, result: &SiblingResult) -> bool {
         let needs_shape = self.polls.get(name).is_some_and(|poll| poll.spec.needs_shape);
         let has_shape =
             !matches!(result.outcome, SharedOutcome::Jobs(_)) || shape_of(&result.outcome).is_some();
-        let is_usable = !self.is_dead(name, result.epoch) && (has_shape || !needs_shape);
-        if is_usable { into_outcome(result) } else { None }
+        !self.is_dead(name, result.epoch) && (has_shape || !needs_shape)
     }
 
     pub(super) fn is_dead(&self, name: PollName, epoch: KeyEpoch) -> bool {

@@ -7,6 +7,7 @@
 //! | `types` | inputs, outputs, calls of the engine, messages |
 //! | `shared_poll` | the memory: polls and timers; decides nothing |
 //! | `claims` | claims, their answers, polls apart |
+//! | `adoption` | leases of polls that this replica makes already |
 //! | `runs` | polls that this replica makes: guests, landing, drain |
 //! | `messages` | messages of siblings, their life and death |
 //! | `link` | the link to the engine: near, far or apart |
@@ -14,6 +15,7 @@
 //! | `outbox` | calls that are sent again until they are answered |
 //! | `inspect` | the view of the caller |
 
+mod adoption;
 mod claims;
 mod inspect;
 mod link;

@@ -255,6 +255,19 @@ fn a_poll_without_a_lease_asks_for_that_of_a_dead_sibling() {
     gateway.wait_for("adopt", ms(2_000));
 }
 
+/// The lease that a guest claims after the drain began may be a third replica's, or stored states answer it.
+#[test]
+fn a_guest_that_finds_stored_states_is_a_guest_no_more() {
+    let mut gateway = Gateway::linked();
+    gateway.open_held(1);
+    gateway.message(SiblingMessage::Left(name(1), token(1)));
+    let EngineCall::Claim(request) = &gateway.calls["claim"].1 else { panic!() };
+    assert_eq!(request.follows, Some(token(1)));
+    let states = vec![gateway.state(3, ms(0))];
+    gateway.answer("claim", EngineAnswer::Known(states, EPOCH));
+    assert_eq!(gateway.take(), ["lost 1", "claim", "detach", "landed 1"]);
+}
+
 #[test]
 fn the_guests_of_an_older_question_are_not_those_of_now() {
     let mut gateway = Gateway::linked();
@@ -304,17 +317,4 @@ fn a_poll_that_began_without_an_answer_takes_a_lease_that_the_late_answer_finds_
     gateway.take();
     gateway.answer("look", EngineAnswer::Vacant);
     assert_eq!(gateway.take(), ["adopt"]);
-}
-
-/// The lease that a guest claims after the drain began may be a third replica's, or stored states answer it.
-#[test]
-fn a_guest_that_finds_stored_states_is_a_guest_no_more() {
-    let mut gateway = Gateway::linked();
-    gateway.open_held(1);
-    gateway.message(SiblingMessage::Left(name(1), token(1)));
-    let EngineCall::Claim(request) = &gateway.calls["claim"].1 else { panic!() };
-    assert_eq!(request.follows, Some(token(1)));
-    let states = vec![gateway.state(3, ms(0))];
-    gateway.answer("claim", EngineAnswer::Known(states, EPOCH));
-    assert_eq!(gateway.take(), ["lost 1", "claim", "detach", "landed 1"]);
 }

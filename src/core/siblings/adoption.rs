@@ -1,0 +1,123 @@
+//! Leases of polls that this replica makes already.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Siblings;
+use super::claims::COMING_BACK;
+use super::shared_poll::{OwnRun, SharedPoll};
+use super::types::{CallId, EngineCall, KeyEpoch, PollName, ReplicaName};
+
+/// Pauses between questions for a lease that a sibling has grow from `takeover` to eight times that.
+const MAX_DOUBLINGS: u32 = 3;
+
+impl Siblings {
+    pub(super) fn adopt_all(&mut self, now: Instant) {
+        for name in self.polls.names(|poll| poll.own().is_some()) {
+            self.adopt(name, now);
+        }
+    }
+
+    /// Takes the lease of a poll that is made here, if the link is up and the lease is vacant.
+    pub(super) fn adopt(&mut self, name: PollName, now: Instant) {
+        if self.polls.get(name).and_then(SharedPoll::own).is_some_and(OwnRun::is_unfit) {
+            self.polls.change(name, |poll| {
+                poll.own_mut().into_iter().for_each(|own| own.has_stepped_back = true);
+            });
+            return;
+        }
+        let call = self.send_adopt(name, now);
+        self.polls.change(name, |poll| {
+            let (Some(call), Some(own)) = (call, poll.own_mut()) else { return };
+            own.asked = Some(call);
+            own.came.clear();
+            own.left.clear();
+            (own.adopt_at, own.refused) = (None, 0);
+        });
+    }
+
+    /// Takes a lease back that the engine may have given to a sibling meanwhile. The guests are known.
+    pub(super) fn keep_lease(&mut self, name: PollName, now: Instant) {
+        self.send_adopt(name, now);
+    }
+
+    fn send_adopt(&mut self, name: PollName, now: Instant) -> Option<CallId> {
+        let poll = self.polls.get(name).filter(|_| self.link.is_up())?;
+        poll.own().filter(|own| !own.is_unfit())?;
+        let (token, age) = (poll.token, now.saturating_duration_since(poll.opened_at));
+        let attempt_age = now.saturating_duration_since(poll.began_at());
+        let spec = Arc::clone(&poll.spec);
+        let call = self.call(EngineCall::Adopt { spec, token, age, attempt_age });
+        self.calls.insert(call, (name, token));
+        Some(call)
+    }
+
+    /// Asks for a lease again some time after a refusal: its holder may have been dead, and unheard here. A holder that
+    /// is still alive one takeover later was heard, so its death is noticed; the pauses may grow.
+    pub(super) fn adopt_later(&mut self, name: PollName, now: Instant) {
+        let takeover = self.config.takeover;
+        self.polls.change(name, |poll| {
+            let Some(own) = poll.own_mut() else { return };
+            own.adopt_at = Some(now + takeover * (1 << own.refused.min(MAX_DOUBLINGS)));
+            own.refused += 1;
+        });
+    }
+
+    pub(super) fn adopt_again(&mut self, name: PollName, now: Instant) {
+        let asked = self.polls.change(name, |poll| {
+            let own = poll.own_mut()?;
+            own.adopt_at = None;
+            (!own.is_leased).then_some(own.refused)
+        });
+        if let Some(refused) = asked.flatten().filter(|_| self.draining.is_none()) {
+            self.adopt(name, now);
+            self.polls.change(name, |poll| poll.own_mut().into_iter().for_each(|own| own.refused = refused));
+        }
+    }
+
+    pub(super) fn adopted(
+        &mut self,
+        name: PollName,
+        call: CallId,
+        lease: Option<KeyEpoch>,
+        guests: Vec<ReplicaName>,
+        now: Instant,
+    ) {
+        let linger = self.config.linger;
+        // A guest that is gone is not heard again, and counts as dead then.
+        let guests: BTreeSet<ReplicaName> =
+            guests.into_iter().filter(|guest| self.heard_guest(*guest, now)).collect();
+        let note = self.polls.change(name, |poll| {
+            let (token, is_kept) = (poll.token, poll.local.is_none());
+            let own = poll.own_mut()?;
+            (own.is_leased, own.epoch) = (lease.is_some(), lease.or(own.epoch));
+            own.asked.take_if(|asked| *asked == call)?; // otherwise a newer question is on its way
+            let had_guests = !own.guests.is_empty();
+            // The guests of a lease that is lost are those of the new holder.
+            own.guests =
+                guests.into_iter().filter(|guest| lease.is_some() && !own.left.contains(guest)).collect();
+            own.guests.append(&mut own.came);
+            own.left.clear();
+            if had_guests && own.guests.is_empty() {
+                // P6. An engine that lost its memory learns of guests that are still there by their looks.
+                own.guests_linger_until = Some(now + linger.max(COMING_BACK));
+            }
+            if is_kept {
+                let until = own.guests_linger_until.unwrap_or(now);
+                own.ends_at = own.guests.is_empty().then(|| own.ends_at.unwrap_or(until));
+            }
+            (own.is_held && !own.guests.is_empty()).then_some(token)
+        });
+        if lease.is_none() {
+            self.adopt_later(name, now);
+        }
+        if let Some(token) = note.flatten() {
+            self.call(EngineCall::Note(name, token, true));
+        }
+        self.leave_if_unfit(name, now);
+        if self.draining.is_some() {
+            self.leave_to_guests(name, now);
+        }
+    }
+}
