@@ -314,6 +314,13 @@ impl World {
             return None;
         }
         let now = replica.zero + self.now;
+        // A drain meanwhile answers with that failure.
+        let spec = replica.polls[&run].spec.clone();
+        for job in self.jobs_of(&spec) {
+            let at = self.fails_at.entry(job).or_default();
+            *at = self.now.max(*at);
+        }
+        let replica = &mut self.replicas[n];
         let progress = PollProgress::BackingOff(Failure::Unreachable, RETRY);
         replica.siblings.handle(SiblingInput::Progress(run, progress), now);
         self.at(self.now + RETRY, SweepEvent::Retry(n, run));
