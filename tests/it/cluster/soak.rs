@@ -211,11 +211,11 @@ async fn no_wait_is_lost_while_replicas_and_the_engine_fail() {
     let faults = async {
         let mut count = 0;
         while clock::now() + fault_interval < until {
-            let next = tokio::time::Instant::now() + fault_interval;
+            let next = clock::now() + fault_interval;
             let fault = FAULTS.get(count).copied().unwrap_or_else(|| fastrand::choice(FAULTS).unwrap());
             inflict(fault, &mut replicas, &addresses, &counts).await;
             count += 1;
-            tokio::time::sleep_until(next).await;
+            tokio::time::sleep_until(next.into()).await;
         }
         count
     };
