@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use arbitrary::Arbitrary;
 use bytes::{Bytes, BytesMut};
 use clipgate::testing::upstream::http1::{BodyFault, BodyPart, HeadReader};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::rt::ReadBufCursor;
@@ -174,6 +174,13 @@ fn check_any(method: &Method, wire: &[u8], pieces: &[u8]) {
         (Ok(_), Err(_)) | (Err(_), Ok(_)) => panic!("{read:?} in pieces, {whole:?} as a whole"),
     }
     let by_hyper = decode_by_hyper(method, wire);
+    // hyper ignores codings in a line with other characters than ASCII.
+    let is_ascii = |response: &ReadResponse| {
+        response.headers.get_all(TRANSFER_ENCODING).iter().all(|codings| codings.to_str().is_ok())
+    };
+    if by_hyper.as_ref().is_ok_and(|by_hyper| !is_ascii(by_hyper)) {
+        return;
+    }
     match (&read, &by_hyper) {
         (Ok(read), Ok(by_hyper)) => {
             check_length(method, read);
