@@ -88,7 +88,9 @@ pub mod testing {
             pub use crate::upstream::client::Client;
         }
         pub mod http1 {
-            pub use crate::upstream::client::http1::{BodyDecoder, BodyPart, HeadReader, ResponseStart};
+            pub use crate::upstream::client::http1::{
+                BodyDecoder, BodyFault, BodyPart, HeadReader, ResponseStart,
+            };
         }
         pub mod poll {
             pub use crate::upstream::poll::Poller;

@@ -8,8 +8,8 @@ use std::task::{Context, Poll, Waker};
 
 use arbitrary::Arbitrary;
 use bytes::{Bytes, BytesMut};
-use clipgate::testing::upstream::http1::{BodyPart, HeadReader};
-use http::header::CONTENT_LENGTH;
+use clipgate::testing::upstream::http1::{BodyFault, BodyPart, HeadReader};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::rt::ReadBufCursor;
@@ -70,8 +70,6 @@ enum ChunkStyle {
 
 /// Most fields of a head that the gateway reads.
 const MAX_FIELDS: usize = 256;
-/// Most fields of a trailer section that the gateway reads.
-const MAX_TRAILERS: usize = 64;
 
 /// Parts of responses, valid and invalid.
 const TOKENS: [&str; 64] = [
@@ -176,6 +174,13 @@ fn check_any(method: &Method, wire: &[u8], pieces: &[u8]) {
         (Ok(_), Err(_)) | (Err(_), Ok(_)) => panic!("{read:?} in pieces, {whole:?} as a whole"),
     }
     let by_hyper = decode_by_hyper(method, wire);
+    // hyper ignores codings in a line with other characters than ASCII.
+    let is_ascii = |response: &ReadResponse| {
+        response.headers.get_all(TRANSFER_ENCODING).iter().all(|codings| codings.to_str().is_ok())
+    };
+    if by_hyper.as_ref().is_ok_and(|by_hyper| !is_ascii(by_hyper)) {
+        return;
+    }
     match (&read, &by_hyper) {
         (Ok(read), Ok(by_hyper)) => {
             check_length(method, read);
@@ -183,10 +188,9 @@ fn check_any(method: &Method, wire: &[u8], pieces: &[u8]) {
             assert_eq!(read.without_length(), by_hyper.without_length());
         }
         (Err(_), Err(_)) => {}
-        // hyper counts only the lines of trailers that end with CR LF, and fails if there are more.
-        (Ok(read), Err(_)) if !read.trailers.is_empty() => {}
         (Ok(read), Err(error)) => panic!("read {read:?}, hyper fails: {error}, {}", wire.escape_ascii()),
-        (Err(_), Ok(by_hyper)) if by_hyper.trailers.len() > MAX_TRAILERS => {}
+        // hyper reads more trailers, and some lines of them that end without CR.
+        (Err(error), Ok(_)) if *error == BodyFault::Trailers.to_string() => {}
         (Err(error), Ok(by_hyper)) => panic!("{error}, hyper reads {by_hyper:?}, {}", wire.escape_ascii()),
     }
 }

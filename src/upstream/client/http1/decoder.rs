@@ -161,6 +161,9 @@ impl BodyDecoder {
         }
         match httparse::parse_headers(read, &mut fields) {
             Ok(httparse::Status::Complete((end, _))) if end > MAX_LINE => Err(BodyFault::TooLong),
+            Ok(httparse::Status::Complete((end, _))) if has_bare_line_feed(&read[..end]) => {
+                Err(BodyFault::Trailers)
+            }
             Ok(httparse::Status::Complete((end, fields))) => {
                 let fields = fields.iter().map(to_field).collect::<Option<HeaderMap>>();
                 read.advance(end);
@@ -175,6 +178,12 @@ impl BodyDecoder {
             Err(_) => Err(BodyFault::Trailers),
         }
     }
+}
+
+/// Returns whether a line ends without CR. httparse accepts it, but another proxy could see another end of the body.
+fn has_bare_line_feed(section: &[u8]) -> bool {
+    let line_feeds = section.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+    line_feeds.map(|(at, _)| at).any(|at| at == 0 || section[at - 1] != b'\r')
 }
 
 pub(super) fn to_field(field: &httparse::Header<'_>) -> Option<(HeaderName, HeaderValue)> {
@@ -319,6 +328,16 @@ mod tests {
             }
             let bytes: Vec<&[u8]> = wire.chunks(1).collect();
             assert_eq!(decode(BodyDecoder::chunked(), &bytes), whole, "seed {seed}");
+        }
+    }
+
+    /// Found by the fuzz target, which compares with hyper: the empty line of one LF ended the body.
+    #[test]
+    fn a_line_of_trailers_without_cr_is_invalid() {
+        for section in ["\n", "a: b\n\r\n", "a: b\r\n\n", "a: b\nc: d\r\n\r\n"] {
+            let wire = format!("0\r\n{section}next");
+            let fault = decode(BodyDecoder::chunked(), &[wire.as_bytes()]).unwrap_err();
+            assert_eq!(fault, BodyFault::Trailers, "{section:?}");
         }
     }
 }

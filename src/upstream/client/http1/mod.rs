@@ -38,8 +38,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use tokio_util::task::TaskTracker;
 
 pub(super) use self::body::Http1Body;
-use self::decoder::BodyFault;
-pub use self::decoder::{BodyDecoder, BodyPart};
+pub use self::decoder::{BodyDecoder, BodyFault, BodyPart};
 use self::exchange::Exchange;
 use self::head::{HeadFault, write_request};
 pub use self::head::{HeadReader, ResponseStart};
