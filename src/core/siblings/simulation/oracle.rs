@@ -297,6 +297,12 @@ impl World {
         let may_have_missed = self.was_disturbed(now.saturating_sub(PROOF), now, Duration::ZERO)
             && client.jobs.iter().any(|&job| self.depends_on_others(client, job, now));
         let missed = if may_have_missed { PROOF } else { Duration::ZERO };
+        // A replica that stood still ends a wait before it reads the answers that came meanwhile.
+        let is_thawing = |fault: &&Disturbance| {
+            fault.late.frozen == Some(client.replica) && fault.from <= now && now <= fault.until + lag
+        };
+        let thawing = self.disturbances.iter().filter(is_thawing).map(|fault| now - fault.from).max();
+        let missed = missed.max(thawing.unwrap_or_default());
         let alone = self.reached_alone_at(client).unwrap_or(now);
         let drained_at = self.replicas[client.replica].drained_at;
         let (states, from) = match end {

@@ -172,10 +172,11 @@ fn three_replicas_share_most_snapshots_of_an_upstream_that_never_holds() {
                     client.replica = rng.usize(..12) % replicas;
                     client.arrives = ms(rng.u64(..110_000));
                 }
-                *total += run(plan).started.values().sum::<u64>();
+                *total += u32::try_from(run(plan).started.values().sum::<u64>()).unwrap();
             }
         }
-        let [one, three] = total.map(|calls| calls as f64 / runs.clone().count() as f64);
+        let count = u32::try_from(runs.clone().count()).unwrap();
+        let [one, three] = total.map(|calls| f64::from(calls) / f64::from(count));
         table += &format!(
             "{clients} clients, 2 s to {max} ms, live_ttl {live} ms: {one} calls, {three} by three\n"
         );
