@@ -7,6 +7,7 @@
 #![allow(missing_docs, unreachable_pub, reason = "items of the macros, and modules of benches")]
 
 mod coalescer_fixture;
+#[allow(dead_code, reason = "other benches use the rest")]
 mod gateway_fixture;
 
 use std::hint::black_box;
@@ -17,7 +18,7 @@ use gungraun::{
 };
 
 use self::coalescer_fixture::Crowd;
-use self::gateway_fixture::GatewayFixture;
+use self::gateway_fixture::{GatewayFixture, STREAMS};
 
 /// The allocator of the `clipgate` binary.
 #[global_allocator]
@@ -29,6 +30,8 @@ mod counted {
     pub(crate) const HITS: u64 = 3_090_000;
     /// A hundred hits over an HTTP/1.1 connection.
     pub(crate) const HITS_OVER_HTTP1: u64 = 4_710_000;
+    /// A hundred hits over an HTTP/2 connection, ten at once.
+    pub(crate) const HITS_OVER_HTTP2: u64 = 8_000_000;
     /// A hundred joins to 10 waits, and to 10,000.
     pub(crate) const JOINS: [u64; 2] = [726_000, 810_000];
     /// A hundred of 110 waits leave, and of 10,100.
@@ -63,6 +66,15 @@ fn a_hit(mut fixture: GatewayFixture) -> GatewayFixture {
 fn a_hit_over_http1(mut fixture: GatewayFixture) -> GatewayFixture {
     for _ in 0..REPETITIONS {
         black_box(fixture.hit_over_http1());
+    }
+    fixture
+}
+
+#[library_benchmark(config = budget(counted::HITS_OVER_HTTP2))]
+#[bench::hundred(GatewayFixture::new())]
+fn a_hit_over_http2(mut fixture: GatewayFixture) -> GatewayFixture {
+    for _ in 0..REPETITIONS / STREAMS {
+        black_box(fixture.hits_over_http2());
     }
     fixture
 }
@@ -102,6 +114,6 @@ fn a_landing(mut crowd: Crowd) -> Crowd {
     crowd
 }
 
-library_benchmark_group!(name = hit, benchmarks = [a_hit, a_hit_over_http1]);
+library_benchmark_group!(name = hit, benchmarks = [a_hit, a_hit_over_http1, a_hit_over_http2]);
 library_benchmark_group!(name = coalescer, benchmarks = [a_join, a_leave, a_landing]);
 main!(library_benchmark_groups = [hit, coalescer]);
