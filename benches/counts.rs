@@ -7,6 +7,7 @@
 #![allow(missing_docs, unreachable_pub, reason = "items of the macros, and modules of benches")]
 
 mod coalescer_fixture;
+#[allow(dead_code, reason = "other benches use the rest")]
 mod gateway_fixture;
 
 use std::hint::black_box;
@@ -17,7 +18,7 @@ use gungraun::{
 };
 
 use self::coalescer_fixture::Crowd;
-use self::gateway_fixture::GatewayFixture;
+use self::gateway_fixture::{GatewayFixture, STREAMS};
 
 /// The allocator of the `clipgate` binary.
 #[global_allocator]
@@ -26,9 +27,11 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// Accepted counts, in instructions.
 mod counted {
     /// A hundred hits through `Gateway::handle`, including access log and metrics.
-    pub(crate) const HITS: u64 = 3_360_000;
+    pub(crate) const HITS: u64 = 3_090_000;
     /// A hundred hits over an HTTP/1.1 connection.
-    pub(crate) const HITS_OVER_HTTP1: u64 = 4_960_000;
+    pub(crate) const HITS_OVER_HTTP1: u64 = 4_710_000;
+    /// A hundred hits over an HTTP/2 connection, ten at once.
+    pub(crate) const HITS_OVER_HTTP2: u64 = 8_000_000;
     /// A hundred passed-through requests over kept connections.
     pub(crate) const PASSES: u64 = 7_780_000;
     /// A hundred joins to 10 waits, and to 10,000.
@@ -78,6 +81,15 @@ fn a_pass(mut fixture: GatewayFixture) -> GatewayFixture {
     fixture
 }
 
+#[library_benchmark(config = budget(counted::HITS_OVER_HTTP2))]
+#[bench::hundred(GatewayFixture::new())]
+fn a_hit_over_http2(mut fixture: GatewayFixture) -> GatewayFixture {
+    for _ in 0..REPETITIONS / STREAMS {
+        black_box(fixture.hits_over_http2());
+    }
+    fixture
+}
+
 #[library_benchmark]
 #[bench::to_10(args = (Crowd::new(10, 1)), config = budget(counted::JOINS[0]))]
 #[bench::to_10_000(args = (Crowd::new(10_000, 1)), config = budget(counted::JOINS[1]))]
@@ -113,6 +125,6 @@ fn a_landing(mut crowd: Crowd) -> Crowd {
     crowd
 }
 
-library_benchmark_group!(name = hit, benchmarks = [a_hit, a_hit_over_http1, a_pass]);
+library_benchmark_group!(name = hit, benchmarks = [a_hit, a_hit_over_http1, a_hit_over_http2, a_pass]);
 library_benchmark_group!(name = coalescer, benchmarks = [a_join, a_leave, a_landing]);
 main!(library_benchmark_groups = [hit, coalescer]);

@@ -34,6 +34,9 @@ pub struct GatewayFixture {
     runtime: Runtime,
     gateway: Gateway,
     client: TcpStream,
+    http2: TcpStream,
+    /// The id of the next stream.
+    next_stream: u32,
     /// The job's bytes, which end every response.
     body: Bytes,
     /// Buffer for a response.
@@ -59,6 +62,9 @@ impl GatewayFixture {
         for _ in 0..WARM_UP {
             fixture.hit();
             fixture.hit_over_http1();
+        }
+        for _ in 0..WARM_UP / STREAMS {
+            fixture.hits_over_http2();
         }
         let response = String::from_utf8_lossy(fixture.hit_over_http1());
         assert!(response.contains("\r\ncache-status: clipgate; hit; "), "{response}");
@@ -86,7 +92,7 @@ impl GatewayFixture {
         config.upstream.base_url = format!("http://{upstream}").parse().expect("a valid URL");
         let log = log::init(&config.log).expect("no other log is started");
         let mut registry = Registry::default();
-        let (gateway, client) = runtime.block_on(async {
+        let (gateway, client, http2) = runtime.block_on(async {
             let (gateway, hub) = Gateway::new(&config, Metrics::new(&mut registry)).expect("a gateway");
             tokio::spawn(hub);
             let stop = CancellationToken::new();
@@ -95,28 +101,38 @@ impl GatewayFixture {
             let listener = Listener::bind(&listen).await.expect("a socket");
             let address = tcp_address(&listener).expect("a TCP listener");
             tokio::spawn(server.run(vec![listener]));
-            (gateway, TcpStream::connect(address).await.expect("the server listens"))
+            let connect = || TcpStream::connect(address);
+            let client = connect().await.expect("the server listens");
+            let mut http2 = connect().await.expect("the server listens");
+            // Windows for many responses: in the settings of the client, and for the connection.
+            let settings = [PREFACE, &frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff])].concat();
+            http2.write_all(&settings).await.expect("the connection is open");
+            http2.write_all(&frame(8, 0, 0, &[0x7f, 0, 0, 0])).await.expect("the connection is open");
+            (gateway, client, http2)
         });
-        let response = vec![0; 16 << 10];
+        let response = vec![0; 64 << 10];
         let body = Bytes::new();
-        Self { runtime, gateway, client, body, response, _log: log, _registry: registry }
+        Self {
+            runtime,
+            gateway,
+            client,
+            http2,
+            next_stream: 1,
+            body,
+            response,
+            _log: log,
+            _registry: registry,
+        }
+    }
+
+    pub fn gateway(&self) -> Gateway {
+        self.gateway.clone()
     }
 
     /// Sends one request through [`Gateway::handle`]. Returns the job's bytes.
     pub fn hit(&mut self) -> Bytes {
         self.runtime.block_on(async {
-            let request = Request::get(TARGET)
-                .header("host", "gateway")
-                .header("authorization", AUTHORIZATION)
-                .body(Empty::new())
-                .expect("a valid request");
-            let ctx = RequestCtx {
-                id: RequestId::new(None),
-                forwarded: ForwardedChain::from_peer(Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 40_000)))),
-                is_tls: false,
-                arrived: clock::now(),
-            };
-            let response = self.gateway.handle(request, ctx).await.response;
+            let response = self.gateway.handle(request(), context()).await.response;
             body_of(response).await
         })
     }
@@ -182,6 +198,89 @@ fn fixed_upstream() -> SocketAddr {
 
 /// A part of the body of the fixed upstream, which has 64 of them: 2.5 kB.
 const FIXED_BODY: &str = "Headlights paint the empty road at night";
+
+impl GatewayFixture {
+    /// Sends ten requests at once over the client's HTTP/2 connection, and reads until all responses have ended. Returns
+    /// the bytes that were read.
+    pub fn hits_over_http2(&mut self) -> usize {
+        let mut requests = Vec::new();
+        for _ in 0..STREAMS {
+            // END_STREAM and END_HEADERS.
+            requests.extend_from_slice(&frame(1, 5, self.next_stream, &header_block()));
+            self.next_stream += 2;
+        }
+        let Self { runtime, http2, response, .. } = self;
+        runtime.block_on(async {
+            http2.write_all(&requests).await.expect("the connection is open");
+            let (mut read, mut ended) = (0, 0);
+            while ended < STREAMS {
+                let more = tokio::time::timeout(READ_TIMEOUT, http2.read(&mut response[read..]));
+                read += match more.await {
+                    Ok(Ok(more)) if more > 0 => more,
+                    _ => panic!("no response after {read} bytes"),
+                };
+                ended = ended_streams(&response[..read]);
+            }
+            read
+        })
+    }
+}
+
+/// Returns the number of streams that have ended in these frames.
+fn ended_streams(mut frames: &[u8]) -> usize {
+    let mut ended = 0;
+    while let Some(([high, middle, low, kind, flags, ..], rest)) = frames.split_first_chunk::<9>() {
+        let length = u32::from_be_bytes([0, *high, *middle, *low]) as usize;
+        let Some(next) = rest.get(length..) else { break };
+        // DATA or HEADERS with END_STREAM.
+        ended += usize::from(*kind <= 1 && flags & 1 != 0);
+        frames = next;
+    }
+    ended
+}
+
+/// Returns a frame of HTTP/2 (RFC 9113 section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a short payload").to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// Returns the fields of a request, none of them indexed (RFC 7541 section 6.2.2).
+fn header_block() -> Vec<u8> {
+    let mut block = vec![0x82, 0x86]; // GET, http
+    for (name, value) in [(":path", TARGET), (":authority", "gateway"), ("authorization", AUTHORIZATION)] {
+        block.push(0);
+        for text in [name, value] {
+            let length = u8::try_from(text.len()).expect("a short text");
+            match length.checked_sub(127) {
+                None => block.push(length),
+                Some(rest) => block.extend([127, rest]),
+            }
+            block.extend_from_slice(text.as_bytes());
+        }
+    }
+    block
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Requests that are sent at once over HTTP/2.
+pub const STREAMS: usize = 10;
+
+/// Returns a request that is a hit.
+pub fn request() -> Request<Empty<Bytes>> {
+    let request = Request::get(TARGET).header("host", "gateway").header("authorization", AUTHORIZATION);
+    request.body(Empty::new()).expect("a valid request")
+}
+
+pub fn context() -> RequestCtx {
+    RequestCtx {
+        id: RequestId::new(None),
+        forwarded: ForwardedChain::from_peer(Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 40_000)))),
+        is_tls: false,
+        arrived: clock::now(),
+    }
+}
 
 async fn body_of<B: http_body::Body<Data = Bytes>>(response: Response<B>) -> Bytes {
     assert_eq!(response.status(), StatusCode::OK);

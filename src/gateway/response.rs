@@ -266,7 +266,10 @@ pub(crate) fn append_hit_status(headers: &mut HeaderMap, ttl: Duration, detail: 
 const SIBLING: &str = "; detail=sibling";
 
 fn append_status(headers: &mut HeaderMap, parts: &[&str]) {
-    headers.append(CACHE_STATUS, concat_value(parts));
+    let mut value = concat_value(parts);
+    // Not secret, but different in most responses: HTTP/2 must not index it.
+    value.set_sensitive(true);
+    headers.append(CACHE_STATUS, value);
 }
 
 fn with_number(text: &str, number: u64) -> HeaderValue {

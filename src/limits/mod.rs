@@ -188,7 +188,9 @@ impl Limits {
             }
             quota.peek(subject, quotas.divisor).write(&mut remaining);
         }
-        let remaining = HeaderValue::from_str(&remaining).expect("names of quotas are tokens");
+        let mut remaining = HeaderValue::from_str(&remaining).expect("names of quotas are tokens");
+        // Not secret, but different in each response: HTTP/2 must not index it.
+        remaining.set_sensitive(true);
         Some(QuotaHeaders { policy: quotas.policy(subject)?, remaining })
     }
 

@@ -22,17 +22,20 @@ impl RequestId {
         let fits = |value: &&HeaderValue| {
             (1..=MAX_ID_BYTES).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
         };
-        match of_client.filter(fits) {
-            Some(value) => Self(copy_value(value)),
+        let mut value = match of_client.filter(fits) {
+            Some(value) => copy_value(value),
             None => Self::random(),
-        }
+        };
+        // Not secret, but different in each response: HTTP/2 must not index it.
+        value.set_sensitive(true);
+        Self(value)
     }
 
-    fn random() -> Self {
+    fn random() -> HeaderValue {
         let (mut random, mut text) = ([0; 16], [0; 32]);
         fastrand::fill(&mut random);
         hex::encode_to_slice(random, &mut text).expect("two digits a byte");
-        Self(HeaderValue::from_bytes(&text).expect("hex digits are a header value"))
+        HeaderValue::from_bytes(&text).expect("hex digits are a header value")
     }
 
     pub fn value(&self) -> &HeaderValue {

@@ -46,6 +46,8 @@ struct ActivityState {
     is_head_begun: AtomicBool,
     /// The connection has become a tunnel.
     is_tunnel: AtomicBool,
+    /// No write may wait for others: the connection is polled for the last time.
+    writes_at_once: AtomicBool,
     /// The socket takes no more bytes for now.
     is_full: AtomicBool,
     /// The client has read bytes, or new bytes have become available to it, since the flag was last cleared.
@@ -74,6 +76,7 @@ impl ConnectionActivity {
             has_begun: AtomicBool::new(false),
             is_head_begun: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
+            writes_at_once: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
             has_progressed: AtomicBool::new(false),
             opened_at: clock::now(),
@@ -181,6 +184,15 @@ impl ConnectionActivity {
         if !self.is_responding() {
             self.0.unflushed.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// Writes all further bytes as soon as hyper flushes them.
+    pub(super) fn write_at_once(&self) {
+        self.0.writes_at_once.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn writes_at_once(&self) -> bool {
+        self.0.writes_at_once.load(Ordering::Relaxed)
     }
 
     /// Records the result of a write to the socket.

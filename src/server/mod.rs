@@ -41,6 +41,7 @@ use self::timeouts::ConnectionTimeouts;
 use self::tls::ReloadableTls;
 pub use self::tls::TlsError;
 pub(crate) use self::tls::{check_files, validity_warnings};
+use self::turn_writes::TurnWrites;
 use self::upload_timeout::UploadTimeout;
 use crate::clock;
 use crate::config;
@@ -58,6 +59,7 @@ mod read_ahead;
 mod stream_executor;
 mod timeouts;
 mod tls;
+mod turn_writes;
 mod upload_timeout;
 
 /// Largest request head in bytes. The target alone may have half of it; hyper answers 414 and 431.
@@ -333,15 +335,16 @@ impl Server {
                 Ok::<_, Infallible>(response)
             })
         });
-        let io = TokioIo::new(stream);
         let info = ConnectionInfo { opened_at, version, activity: &activity, permit: &permit };
         let served = match &streams {
             Some(streams) => {
                 // Boxed: only HTTP/2 connections need the space.
+                let io = TokioIo::new(TurnWrites::new(stream, activity.clone()));
                 let mut connection = Box::pin(http2(streams.clone()).serve_connection(io, service));
                 self.drive(connection.as_mut(), http2::Connection::graceful_shutdown, info).await
             }
             None => {
+                let io = TokioIo::new(stream);
                 let connection = with_fresh_buffer(|| self.0.http1.serve_connection(io, service));
                 let connection = std::pin::pin!(connection.with_upgrades());
                 let driven = std::pin::pin!(self.drive(
@@ -416,6 +419,7 @@ impl Server {
         }
         graceful_shutdown(connection.as_mut());
         if permit.close_requested().is_cancelled() && !self.is_stopping() && !activity.is_responding() {
+            activity.write_at_once();
             // Another connection needs the permit: writes as much of the shutdown as the socket takes at once.
             return connection.now_or_never().unwrap_or(Ok(()));
         }

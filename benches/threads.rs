@@ -1,0 +1,69 @@
+//! CPU time of a cached hit on 1, 2 and 4 threads that share one gateway, without sockets.
+//!
+//! The cost of a hit on two threads shows the memory that the threads share: counters, locks and reference counts. Each
+//! thread's own CPU time counts, so other processes change little; the least of several rounds is shown. With fewer
+//! processors than threads the threads run one after the other, and share less.
+//!
+//! Run it with `cargo bench --bench threads 2> /dev/null`: the access log goes to stderr.
+
+#![allow(missing_docs, unreachable_pub, reason = "modules of benches")]
+
+#[allow(dead_code, reason = "other benches use the rest")]
+mod gateway_fixture;
+
+use std::hint::black_box;
+use std::sync::Barrier;
+
+use clipgate::testing::gateway::Gateway;
+use futures_util::FutureExt as _;
+
+use self::gateway_fixture::{GatewayFixture, context, request};
+
+/// The allocator of the `clipgate` binary.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+const ROUNDS: usize = 7;
+
+/// Hits of each thread in a round.
+const HITS: u32 = 50_000;
+
+#[allow(clippy::print_stdout, reason = "the result")]
+fn main() {
+    let fixture = GatewayFixture::new();
+    let mut one = None;
+    for threads in [1, 2, 4] {
+        let least = (0..ROUNDS).map(|_| round(&fixture.gateway(), threads)).fold(f64::INFINITY, f64::min);
+        let factor = least / *one.get_or_insert(least);
+        println!("{threads} threads: {least:.0} ns a hit, {factor:.2} x of one");
+    }
+}
+
+/// Returns the CPU time of one hit in nanoseconds.
+fn round(gateway: &Gateway, threads: usize) -> f64 {
+    let barrier = Barrier::new(threads);
+    let used: u64 = std::thread::scope(|scope| {
+        let run = || {
+            // The first hits fill the tables of the thread.
+            (0..100).for_each(|_| hit(gateway));
+            barrier.wait();
+            let before = cpu_time();
+            (0..HITS).for_each(|_| hit(gateway));
+            cpu_time() - before
+        };
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+        running.into_iter().map(|thread| thread.join().expect("a thread")).sum()
+    });
+    used as f64 / (threads as f64 * f64::from(HITS))
+}
+
+fn hit(gateway: &Gateway) {
+    let answer = gateway.handle(request(), context()).now_or_never();
+    black_box(answer.expect("a hit is ready at once").response);
+}
+
+/// Returns the CPU time of this thread in nanoseconds, from the scheduler of Linux.
+fn cpu_time() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+    text.split(' ').next().and_then(|field| field.parse().ok()).expect("a number of nanoseconds")
+}
