@@ -57,8 +57,9 @@ impl History {
     pub(super) fn success_rate(&self, totals: &Totals, now: SystemTime) -> Option<f64> {
         let is_recent =
             |sample: &&Sample| now.duration_since(sample.at).is_ok_and(|age| age <= SUCCESS_WINDOW);
-        // The first sample is of the start, when all counts are zero.
-        let earlier = self.samples.iter().find(is_recent).or(self.samples.back());
+        // A first sample of less than five minutes ago: the gateway is younger, and its counts began at zero.
+        let is_young = self.samples.front().is_none_or(|first| is_recent(&first));
+        let earlier = self.samples.iter().find(is_recent).or(self.samples.back()).filter(|_| !is_young);
         totals.success_rate(earlier.map(|sample| &sample.totals))
     }
 

@@ -49,7 +49,9 @@ async fn keys_of_all_shards_share_polls_and_results_through_a_cluster() {
         for (index, replica) in replicas.all.iter().enumerate() {
             let answer = replica.get_with_key(&completed_target("b"), &key).await;
             let status = answer.headers()["cache-status"].to_str().unwrap();
-            assert_eq!(status.starts_with("clipgate; hit"), index > 0, "replica {index}, {key}: {status}");
+            // The result may still be on its way to the engine.
+            let is_shared = status.starts_with("clipgate; hit") || status.ends_with("; detail=sibling");
+            assert_eq!(is_shared, index > 0, "replica {index}, {key}: {status}");
         }
     }
     assert_eq!(replicas.polls("b"), 32);
