@@ -264,7 +264,7 @@ impl Default for Config {
                 listen: vec![Listen::Tcp(([127, 0, 0, 1], 8080).into())],
                 drain_timeout: secs(10),
                 max_connections: 100_000,
-                max_headers: 256,
+                max_headers: 100,
                 header_timeout: secs(10),
                 idle_timeout: secs(200),
                 tls: None,

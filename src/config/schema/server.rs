@@ -39,7 +39,7 @@ pub(in crate::config) const SERVER_KEYS: &[ConfigKey<ConfigBuilder>] = &[
     },
     ConfigKey {
         name: "server.max_headers",
-        default: Some("256"),
+        default: Some("100"),
         allowed: Number(16..=1000),
         reload: Restart(|old, new| old.server.max_headers != new.server.max_headers),
         read: |b, r| r.number(&mut b.config.server.max_headers),

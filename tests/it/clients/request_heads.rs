@@ -19,7 +19,7 @@ fn with_fields(count: usize, connection: &str) -> String {
 
 #[tokio::test]
 async fn a_request_has_up_to_max_headers_fields_and_one_more_is_431_with_the_name_of_the_limit() {
-    let mut gateway = TestGateway::new().await;
+    let mut gateway = TestGateway::with(|config, _| config.server.max_headers = 256).await;
     let admin = AdminClient::open(&mut gateway).await;
     for count in [150, 256] {
         let back = send_raw(gateway.address, with_fields(count, "close").as_bytes()).await;
@@ -40,6 +40,15 @@ async fn a_request_has_up_to_max_headers_fields_and_one_more_is_431_with_the_nam
     assert_bare_rejection(&send_raw(gateway.address, with_fields(513, "close").as_bytes()).await, 431);
     assert_eq!(upstream_request_count(&gateway), seen + 1);
     admin.assert_rejected(2).await;
+}
+
+#[tokio::test]
+async fn a_request_has_up_to_100_fields_by_default() {
+    let gateway = TestGateway::new().await;
+    let back = send_raw(gateway.address, with_fields(100, "close").as_bytes()).await;
+    assert_eq!(parse_response(&back).unwrap().0.status, 200);
+    assert_bare_rejection(&send_raw(gateway.address, with_fields(101, "close").as_bytes()).await, 431);
+    assert_eq!(upstream_request_count(&gateway), 1);
 }
 
 #[tokio::test]
