@@ -255,6 +255,12 @@ impl Authenticator {
         AuthError::UnknownToken(self.keyring.load().token_field())
     }
 
+    /// Returns whether [`Self::identify`] reads no other field than `Authorization`.
+    pub(crate) fn reads_authorization_only(&self) -> bool {
+        let keyring = self.keyring.load();
+        keyring.with_key.is_empty() && keyring.fields.iter().all(|name| *name == AUTHORIZATION)
+    }
+
     /// Returns `Vary` of responses that caches of clients may store.
     pub fn vary(&self) -> HeaderValue {
         self.keyring.load().vary.clone()

@@ -18,6 +18,7 @@
 //! clock. `cache.max_bytes` bounds the jobs by their allocated bytes (`weight`).
 
 mod changes;
+mod generations;
 mod heads;
 mod keys;
 mod weight;
@@ -34,6 +35,8 @@ use moka::Expiry;
 use parking_lot::Mutex;
 
 use self::changes::ChangeTable;
+pub(crate) use self::generations::Generation;
+use self::generations::Generations;
 use self::heads::{HeadInterner, StoredHead};
 pub(crate) use self::keys::KeyProof;
 use self::keys::KeyTable;
@@ -52,6 +55,7 @@ pub struct Cache {
     jobs: moka::sync::Cache<(KeyDomain, JobId), Arc<CachedJob>, RandomState>,
     keys: KeyTable,
     changes: ChangeTable,
+    generations: Generations,
     heads: HeadInterner,
     /// The last body that [`Self::etag`] hashed, and its validator.
     last_etag: Mutex<Option<(Bytes, HeaderValue)>>,
@@ -96,6 +100,11 @@ impl CachedJob {
     pub fn take_news(&self) -> bool {
         self.is_news.load(Ordering::Relaxed) && self.is_news.swap(false, Ordering::Relaxed)
     }
+
+    /// Returns the age of the state and its remaining lifetime.
+    pub(crate) fn age_and_ttl(&self, now: Instant) -> (Duration, Duration) {
+        (now.saturating_duration_since(self.state.as_of), self.expires_at.saturating_duration_since(now))
+    }
 }
 
 /// Size of the cache over all keys. Entries of a rejected key count until they expire.
@@ -116,14 +125,57 @@ impl Cache {
             .build_with_hasher(RandomState::default());
         let heads = HeadInterner::new(config.max_bytes);
         let config = ArcSwap::from_pointee(config);
-        let (keys, changes) = (KeyTable::new(), ChangeTable::new());
-        Self { config, routes, jobs, keys, changes, heads, last_etag: Mutex::new(None) }
+        let (keys, changes, generations) = (KeyTable::new(), ChangeTable::new(), Generations::new());
+        Self { config, routes, jobs, keys, changes, generations, heads, last_etag: Mutex::new(None) }
     }
 
     /// Uses these lifetimes for entries that are stored from now on. Existing entries keep theirs. `max_bytes` does not
     /// change.
     pub fn reconfigure(&self, config: config::CacheConfig) {
         self.config.store(Arc::new(config));
+        self.everything_changed();
+    }
+
+    /// Records a change that may concern the answer to any request.
+    pub(crate) fn everything_changed(&self) {
+        self.generations.everything_changed();
+    }
+
+    /// Returns the count of these changes. Read it before an answer is begun.
+    pub(crate) fn all_changes(&self) -> u64 {
+        self.generations.all()
+    }
+
+    /// Returns the counts of all changes that concern the answer to this key about this job. `all` is the count of
+    /// [`Self::all_changes`] before the answer was begun.
+    pub(crate) fn generation(&self, all: u64, domain: KeyDomain, id: &JobId) -> Generation {
+        self.generations.generation(all, domain, id)
+    }
+
+    /// Returns whether no such change came since.
+    pub(crate) fn is_current(&self, generation: Generation) -> bool {
+        self.generations.is_current(generation)
+    }
+
+    /// Returns whether two keys have the same counter of changes.
+    #[cfg(test)]
+    pub(crate) fn shares_counters(&self, one: KeyDomain, other: KeyDomain) -> bool {
+        self.generations.shares_counters(one, other)
+    }
+
+    /// Returns the time until which this key may have this entry if nothing changes. `None`: it may not have it now, or the
+    /// cache has another one. Counts as a use of the entry and of the key.
+    pub(crate) fn valid_until(
+        &self,
+        domain: KeyDomain,
+        entry: &Arc<CachedJob>,
+        now: Instant,
+    ) -> Option<Instant> {
+        let proof = self.proof(domain)?;
+        let hit = self.get_proven(proof, domain, &entry.state.id, now)?;
+        let interval = self.config.load().key_recheck_interval;
+        let recheck_at = proof.accepted_at?.checked_add(interval).unwrap_or(entry.expires_at);
+        Arc::ptr_eq(&hit.entry, entry).then(|| entry.expires_at.min(recheck_at))
     }
 
     /// Returns the proof that the upstream has accepted this key.
@@ -184,6 +236,7 @@ impl Cache {
     /// Records a 401 at `now`: all entries of the key become invalid (P11).
     pub fn key_rejected(&self, domain: KeyDomain, now: Instant) {
         self.keys.key_rejected(domain, now);
+        self.generations.key_changed(domain);
     }
 
     /// Records a 403 at `now` to a request for these jobs: removes them, and suspends hits of the key until the
@@ -195,6 +248,7 @@ impl Cache {
         now: Instant,
     ) {
         self.keys.key_forbidden(domain, now);
+        self.generations.key_changed(domain);
         jobs.into_iter().for_each(|job| self.job_changed(domain, job, now));
     }
 
@@ -204,6 +258,7 @@ impl Cache {
         self.changes.record(domain, job, now);
         // The stamp of the record invalidates the variants.
         self.jobs.invalidate(&(domain, job.without_params()));
+        self.generations.job_changed(domain, job);
     }
 
     /// Removes a state that a later read contradicts, which did not accept a cached one. Otherwise a terminal state
@@ -214,6 +269,7 @@ impl Cache {
             |entry: Arc<CachedJob>| entry.state.rung != state.rung && entry.state.as_of <= state.as_of;
         if self.jobs.get(&key).is_some_and(is_contradicted) {
             self.jobs.invalidate(&key);
+            self.generations.job_changed(domain, &state.id);
         }
     }
 
@@ -278,6 +334,7 @@ impl Cache {
         if self.is_outdated(domain, &entry.state, began) {
             self.jobs.invalidate(&key);
         }
+        self.generations.job_changed(domain, &entry.state.id);
     }
 
     /// Returns whether the upstream rejected the key, or the job changed, at `began` or later.
@@ -324,13 +381,16 @@ impl Cache {
     pub fn remove(&self, id: &JobId) -> u64 {
         let keys: Vec<_> =
             self.jobs.iter().map(|(key, _)| key).filter(|key| key.1.as_str() == id.as_str()).collect();
-        keys.iter().filter(|key| self.jobs.remove(&***key).is_some()).count() as u64
+        let removed = keys.iter().filter(|key| self.jobs.remove(&***key).is_some()).count() as u64;
+        self.everything_changed();
+        removed
     }
 
     /// Removes all jobs and returns their number. Keys stay proven.
     pub fn remove_all(&self) -> u64 {
         let size = self.size();
         self.jobs.invalidate_all();
+        self.everything_changed();
         size.entries
     }
 

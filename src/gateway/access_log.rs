@@ -122,6 +122,15 @@ impl AccessLog {
         &self.ctx
     }
 
+    pub(crate) fn route(&self) -> RouteLabel {
+        self.route
+    }
+
+    /// Returns the key and the jobs of a wait.
+    pub(crate) fn wait(&self) -> Option<(KeyDomain, &str)> {
+        self.key.zip(self.jobs.as_deref())
+    }
+
     /// Returns the path of the target.
     pub(crate) fn path(&self) -> &str {
         &self.path
@@ -175,6 +184,46 @@ impl Drop for AccessLog {
             upstream_id: self.upstream_id.as_deref(),
         });
     }
+}
+
+/// A hit that was answered without an [`AccessLog`].
+pub(super) struct AnsweredHit<'a> {
+    pub(super) status: StatusCode,
+    pub(super) body_size: usize,
+    pub(super) route: RouteLabel,
+    pub(super) domain: KeyDomain,
+    pub(super) jobs: &'a str,
+    pub(super) member: Option<&'a str>,
+}
+
+/// Counts a hit, and writes its line.
+pub(super) fn log_hit<B>(metrics: &Metrics, request: &Request<B>, ctx: &RequestCtx, hit: &AnsweredHit<'_>) {
+    let (disposition, took) = (Disposition::Hit, clock::now().saturating_duration_since(ctx.arrived));
+    let outcome = disposition.outcome();
+    metrics.requests.finish(hit.route, outcome, took);
+    metrics.rejections.record(hit.status.as_u16(), None);
+    metrics.members.finish(hit.member, outcome.is_saved(), false);
+    let user_agent = request.headers().get(USER_AGENT).map(shortened_user_agent);
+    log_request(&RequestLine {
+        method: Some(request.method().as_str()),
+        path: Some(request.uri().path()),
+        status: Some(hit.status.as_u16()),
+        body_size: Some(hit.body_size as u64),
+        seconds: Some(took.as_secs_f64()),
+        outcome: outcome.into_str(),
+        reason: disposition.reason(),
+        route: metrics.requests.route_name(hit.route),
+        jobs: Some(hit.jobs),
+        member: hit.member,
+        key: Some(hit.domain),
+        client: ctx.forwarded.client_ip(),
+        foreign_host: None,
+        peer: ctx.forwarded.peer(),
+        version: Some(version_number(request.version())),
+        user_agent: user_agent.as_deref(),
+        id: ctx.id.as_str(),
+        upstream_id: None,
+    });
 }
 
 /// Writes the line of a request with a malformed head, and counts it.

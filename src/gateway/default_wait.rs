@@ -63,7 +63,7 @@ impl Gateway {
             let response = answer.map_err(GatewayError::from).and_then(|answer| match answer {
                 HeldAnswer::Cached(states, origin) => {
                     state.log.disposition = Disposition::Hit;
-                    Ok(self.job_response(&request, states, origin))
+                    Ok(self.job_response(&request, states, origin, clock::now()))
                 }
                 HeldAnswer::Waited(result) => {
                     state.log.disposition = Disposition::Waited(result.how, result.end.reason());

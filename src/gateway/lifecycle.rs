@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::access_revocation::ReloadNotice;
 use super::event_stream::EventStreams;
+use super::fast_hits::GatewayNumber;
 use super::oversized::OversizedTargets;
 use super::passthrough::{Passthrough, PassthroughSlots};
 use super::{Gateway, GatewayInner};
@@ -73,6 +74,7 @@ impl Gateway {
         // Well over `upstream.poll_timeout`: long-polls of unknown form are passed through too.
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
         let inner = GatewayInner {
+            number: GatewayNumber::new(),
             authenticator: Arc::new(authenticator),
             limits,
             links: HeaderLinks::new(&upstream.base_url).filter(|_| !config.routes.is_empty()),
@@ -116,6 +118,8 @@ impl Gateway {
         self.0.wait.store(Arc::new(config.wait.clone()));
         self.0.cors.store(Cors::new(&config.server.cors_origins).map(Arc::new));
         self.0.allowed_hosts.store(Arc::new(config.server.allowed_hosts.clone()));
+        // After all of the above: an answer that is begun from now on depends on none of the old values.
+        self.0.cache.everything_changed();
         // Last, because the receivers check their access with the new authenticator.
         self.0.reloads.send_replace(ReloadNotice::new(config));
         Ok(())

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  request
+//!    │ kept answers    a repeated hit ──▶ response
 //!    │ authenticate    key domain and upstream credential; an error counts once the quota has been checked
 //!    │ early checks    loop, Host, DNS rebinding, foreign pages         400 403 421 508
 //!    │ limits          quota `requests`                                 429, then 401
@@ -23,6 +24,7 @@ mod default_wait;
 mod early_checks;
 pub(crate) mod error;
 mod event_stream;
+mod fast_hits;
 mod first_frame;
 mod guarded_body;
 mod inspect;
@@ -35,6 +37,7 @@ mod root_page;
 mod wait;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
@@ -52,6 +55,7 @@ use self::classify::{RequestTarget, TargetAction};
 use self::default_wait::HeldRequest;
 use self::error::GatewayError;
 use self::event_stream::{EventStreams, StreamRequest};
+use self::fast_hits::{Candidate, GatewayNumber, Known};
 use self::guarded_body::{Revocation, SpannedBody};
 pub(crate) use self::inspect::{GatewayOverview, KeyUsage};
 use self::oversized::OversizedTargets;
@@ -81,6 +85,7 @@ use crate::telemetry::trace::{RequestSpan, ResponseAttributes, Tracer};
 pub struct Gateway(Arc<GatewayInner>);
 
 struct GatewayInner {
+    number: GatewayNumber,
     routes: Arc<Routes>,
     authenticator: Arc<Authenticator>,
     limits: Arc<Limits>,
@@ -117,6 +122,8 @@ struct RequestState {
     endpoint: Option<(RouteIndex, Form)>,
     /// Whether a browser opens `/` as a page.
     is_root_page: bool,
+    /// Set if the answer is to be kept, should it be a hit.
+    candidate: Option<Box<Candidate>>,
 }
 
 enum Decision {
@@ -144,9 +151,33 @@ impl Gateway {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
+        match self.kept_answer(&request, &ctx) {
+            Known::Answer(response) => Either::Left(ready(response.into())),
+            Known::Candidate(candidate) => self.handle_unknown(request, ctx, Some(candidate)),
+            Known::Nothing => self.handle_unknown(request, ctx, None),
+        }
+    }
+
+    /// Answers a request of which no answer was kept.
+    fn handle_unknown<B>(
+        &self,
+        request: Request<B>,
+        ctx: RequestCtx,
+        candidate: Option<Box<Candidate>>,
+    ) -> Either<Ready<PassthroughResponse>, BoxFuture<'static, PassthroughResponse>>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
         let identity = self.0.authenticator.identify(request.headers());
         let mut state = self.request_state(&request, ctx, identity.as_ref().ok().and_then(Option::as_ref));
-        match self.decide(&request, identity, &mut state) {
+        state.candidate = candidate;
+        let decided = self.decide(&request, identity, &mut state);
+        if !matches!(decided, Ok(TargetAction::Now(Decision::Respond(_)))) {
+            // A parked wait does not keep it.
+            state.candidate = None;
+        }
+        match decided {
             Ok(TargetAction::Now(decision)) => self.execute(Ok(decision), request, state),
             Ok(TargetAction::AfterBody(target)) => {
                 Either::Right(self.clone().decide_after_body(request, target, state))
@@ -180,7 +211,8 @@ impl Gateway {
         if target.query != Query::Other && !request.body().is_end_stream() {
             return Ok(TargetAction::AfterBody(target));
         }
-        self.decide_target(request.headers(), target, identity, state).map(TargetAction::Now)
+        let now = state.log.ctx().arrived;
+        self.decide_target(request.headers(), target, identity, state, now).map(TargetAction::Now)
     }
 
     /// Decides a request without a body: cache, then hub.
@@ -190,6 +222,7 @@ impl Gateway {
         target: RequestTarget,
         identity: Option<Identity>,
         state: &mut RequestState,
+        now: Instant,
     ) -> Result<Decision, GatewayError> {
         let RequestTarget { query, last_event_id, host } = target;
         let mut query = match query {
@@ -221,7 +254,7 @@ impl Gateway {
         let origin = host.and_then(|host| state.client_origin(Some(&host), is_proxied(headers)));
         let origin = origin.map(String::into_boxed_str);
         let request = JobRequest { domain, query, options, condition: headers.typed_get(), origin };
-        let cached = self.lookup_cached(&request.query, state.proof, domain, &request.options);
+        let cached = self.lookup_cached(&request.query, state.proof, domain, &request.options, now);
         if let Some(hold) = default_wait.filter(|_| !request.options.only_if_cached) {
             if cached.is_none() && self.0.oversized.contains(&request) {
                 return self.start_passthrough(state.subject, Some(identity));
@@ -232,7 +265,10 @@ impl Gateway {
         }
         if let Some((states, origin)) = cached {
             state.log.disposition = Disposition::Hit;
-            return Ok(Decision::Respond(self.job_response(&request, states, origin)));
+            if let (Some(candidate), Form::Single) = (&mut state.candidate, request.query.form) {
+                candidate.set_origin(&origin);
+            }
+            return Ok(Decision::Respond(self.job_response(&request, states, origin, now)));
         }
         if request.options.only_if_cached {
             return Err(GatewayError::NotCached);
@@ -283,7 +319,7 @@ impl Gateway {
         state: RequestState,
         result: Result<PassthroughResponse, GatewayError>,
     ) -> PassthroughResponse {
-        let RequestState { subject, is_lent, cors, mut log, span, is_root_page, .. } = state;
+        let RequestState { subject, is_lent, cors, mut log, span, is_root_page, candidate, .. } = state;
         let mut passed = result.unwrap_or_else(|error| {
             log.disposition = Disposition::Rejected(error.reason());
             if let Some(limit) = error.limit() {
@@ -312,6 +348,9 @@ impl Gateway {
             reason: log.disposition.reason(),
             member: log.member.as_deref(),
         });
+        if let Some(candidate) = candidate {
+            self.keep_answer(*candidate, &log, subject, &passed.response);
+        }
         passed.response = passed.response.map(|body| SpannedBody::wrap(body, span));
         passed
     }
@@ -339,7 +378,7 @@ impl Gateway {
         log.member = identity.and_then(|identity| identity.member.clone());
         let is_lent = identity.is_some_and(|identity| identity.origin == KeyOrigin::Gateway);
         let is_root_page = root_page::is_root_page(request);
-        RequestState { subject, proof, is_lent, cors, log, span, endpoint, is_root_page }
+        RequestState { subject, proof, is_lent, cors, log, span, endpoint, is_root_page, candidate: None }
     }
 
     /// Returns a future that ends once a reload has revoked the client's access.

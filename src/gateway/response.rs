@@ -1,7 +1,7 @@
 //! Responses to waits, and the header fields that all responses have.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use headers::{ETag, HeaderMapExt as _, IfNoneMatch};
@@ -9,7 +9,6 @@ use http::header::{AGE, ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, VARY, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 
 use crate::cache::{Cache, CachedJob};
-use crate::clock;
 use crate::core::coalescer::Cost;
 use crate::core::job::{JobState, ResponseHead, UpstreamResponse};
 use crate::core::job_body::{self, ListShape};
@@ -47,6 +46,8 @@ pub(crate) struct JobResponse {
     /// The granted preference.
     pub applied: Option<AppliedPreference>,
     pub style: JobResponseStyle,
+    /// When the response was decided.
+    pub now: Instant,
 }
 
 /// Properties of responses that depend on the route.
@@ -94,7 +95,7 @@ impl JobResponse {
             ResponseOrigin::Hit { .. } | ResponseOrigin::Poll { cost: Cost::Proven | Cost::SharedHit, .. }
         );
         if is_stored || (lifetime.is_some() && age > 0) {
-            headers.insert(AGE, with_number("", age));
+            headers.insert(AGE, age_value(age));
         }
         match &self.origin {
             ResponseOrigin::Hit { ttl, first } => {
@@ -195,8 +196,11 @@ impl JobResponse {
     }
 
     fn age(&self) -> Duration {
-        let now = clock::now();
-        self.states.iter().map(|state| now.saturating_duration_since(state.as_of)).max().unwrap_or_default()
+        self.states
+            .iter()
+            .map(|state| self.now.saturating_duration_since(state.as_of))
+            .max()
+            .unwrap_or_default()
     }
 }
 
@@ -259,17 +263,31 @@ pub(crate) fn append_cache_status(headers: &mut HeaderMap, member: &str) {
 
 /// Appends `Cache-Status` of a hit.
 pub(crate) fn append_hit_status(headers: &mut HeaderMap, ttl: Duration, detail: &str) {
-    append_status(headers, &[PSEUDONYM, "; hit; ttl=", itoa::Buffer::new().format(ttl.as_secs()), detail]);
+    headers.append(CACHE_STATUS, hit_status(ttl.as_secs(), detail));
+}
+
+/// Returns `Cache-Status` of a hit.
+pub(crate) fn hit_status(ttl_seconds: u64, detail: &str) -> HeaderValue {
+    status_value(&[PSEUDONYM, "; hit; ttl=", itoa::Buffer::new().format(ttl_seconds), detail])
+}
+
+/// Returns the value of `Age`.
+pub(crate) fn age_value(seconds: u64) -> HeaderValue {
+    with_number("", seconds)
 }
 
 /// Member of `Cache-Status` for states that another replica read.
 const SIBLING: &str = "; detail=sibling";
 
 fn append_status(headers: &mut HeaderMap, parts: &[&str]) {
+    headers.append(CACHE_STATUS, status_value(parts));
+}
+
+fn status_value(parts: &[&str]) -> HeaderValue {
     let mut value = concat_value(parts);
     // Not secret, but different in most responses: HTTP/2 must not index it.
     value.set_sensitive(true);
-    headers.append(CACHE_STATUS, value);
+    value
 }
 
 fn with_number(text: &str, number: u64) -> HeaderValue {
@@ -315,6 +333,6 @@ pub(crate) fn add_common_headers(headers: &mut HeaderMap, id: &RequestId) {
 const TYPICAL_HEADERS: usize = 12;
 /// 200, as upstream responses store their status.
 const OK: u16 = StatusCode::OK.as_u16();
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -1,6 +1,6 @@
 //! A wait at the gateway: the lookup in the cache, and the response once the hub has answered.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use headers::IfNoneMatch;
@@ -46,9 +46,10 @@ impl Gateway {
         proof: Option<KeyProof>,
         domain: KeyDomain,
         options: &RequestOptions,
+        now: Instant,
     ) -> Option<(Vec<JobState>, ResponseOrigin)> {
         // P11: no hit before the upstream has accepted the key.
-        let (max_age, proof, now) = (options.max_age?, proof?, clock::now());
+        let (max_age, proof) = (options.max_age?, proof?);
         let mut states = Vec::with_capacity(query.asked.len());
         let (mut first, mut ttl) = (None, Duration::MAX);
         for id in &query.asked {
@@ -104,7 +105,7 @@ impl Gateway {
                 states.sort_by_key(|state| request.query.asked.iter().position(|id| *id == state.id));
                 // P8: a response from proof is never the client's own.
                 let origin = ResponseOrigin::Poll { cost: how, is_own: direct && how != Cost::Proven };
-                Ok(self.job_response(request, states, origin))
+                Ok(self.job_response(request, states, origin, clock::now()))
             }
             WaitOutcome::Unsplit(reply)
             | WaitOutcome::Refused(reply)
@@ -121,6 +122,7 @@ impl Gateway {
         request: &JobRequest,
         states: Vec<JobState>,
         origin: ResponseOrigin,
+        now: Instant,
     ) -> Response<Body> {
         let JobRequest { domain, query, options, condition, .. } = request;
         let style = JobResponseStyle::of(self.0.routes.get(query.route));
@@ -131,6 +133,7 @@ impl Gateway {
             keep: options.keep,
             applied: options.applied,
             style,
+            now,
         };
         let gateway = &*self.0;
         let (shape, vary) =

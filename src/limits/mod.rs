@@ -289,6 +289,14 @@ impl QuotaHeaders {
     }
 }
 
+impl QuotaHeaders {
+    /// Replaces the fields that [`Self::write`] has added to an earlier response.
+    pub(crate) fn replace(self, headers: &mut HeaderMap) {
+        headers.insert(RATELIMIT_POLICY, self.policy);
+        headers.insert(RATELIMIT, self.remaining);
+    }
+}
+
 /// A quota that is used up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("over the quota \"{}\"", .quota.into_str())]

@@ -45,6 +45,11 @@ impl ForwardedChain {
         }
     }
 
+    /// Returns whether no proxy has reported the client: the peer is the client.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.hops.is_empty()
+    }
+
     pub fn peer(&self) -> Peer {
         self.peer
     }

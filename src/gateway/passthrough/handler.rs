@@ -48,7 +48,7 @@ impl Gateway {
                         // A 401 or 403 of the upstream may have arrived since the head.
                         let domain = identity.as_ref().map(|identity| identity.domain);
                         state.proof = domain.and_then(|domain| self.0.cache.proof(domain));
-                        self.decide_target(&head.headers, target, identity, &mut state)
+                        self.decide_target(&head.headers, target, identity, &mut state, clock::now())
                     });
                     self.execute(decision, Request::from_parts(head, Body::empty()), state).await
                 }

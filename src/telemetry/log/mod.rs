@@ -101,11 +101,28 @@ static LINES: OnceLock<LineLayer> = OnceLock::new();
 
 /// Writes the line of a request, unless the level or `RUST_LOG` leaves it out.
 pub(crate) fn log_request(request: &RequestLine<'_>) {
+    #[cfg(test)]
+    LOGGED.with_borrow_mut(|lines| {
+        let mut line = Vec::new();
+        RequestLine { seconds: None, ..*request }.write_json(&mut line);
+        lines.push(String::from_utf8_lossy(&line).into_owned());
+    });
     if let Some(lines) = LINES.get()
         && tracing::enabled!(target: REQUEST_TARGET, Level::INFO)
     {
         lines.write_request(request);
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    static LOGGED: std::cell::RefCell<Vec<String>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Returns the JSON lines of this thread's requests since the last call, without times and durations.
+#[cfg(test)]
+pub(crate) fn logged_requests() -> Vec<String> {
+    LOGGED.take()
 }
 
 /// Writes panics to the log. The default message goes straight to stderr and would block the data path if no process

@@ -1,0 +1,400 @@
+//! Repeated hits: each thread keeps the answers to requests that it has answered from the cache before, by the bytes of
+//! the request. Such a request costs a lookup, the quotas, four header fields, the metrics and the access line.
+//!
+//! ```text
+//!   request ── known? ── unchanged? ── not expired? ── within the quota? ──▶ the kept answer, with its new values
+//!                 └────────────┴─────────────┴───────────────┴── no ──▶ the ordinary way ── a hit ──▶ kept
+//! ```
+//!
+//! Only the ordinary way decides. Its answer depends on:
+//!
+//! | dependency | how an answer that is no longer right is found |
+//! | --- | --- |
+//! | method, version, TLS, kind of peer, target, `Host`, `Authorization`, `Accept` | part of the key |
+//! | `User-Agent`, `X-Request-Id` | read again, for the access line and the answer |
+//! | `Accept-Encoding`, `Accept-Language`, `Connection`, `Content-Type` | the ordinary way reads none of them |
+//! | any other field, a body | takes the ordinary way |
+//! | state of the job, 401 and 403 to the key, removals, reloads | [`Generation`] |
+//! | lifetime of the state, `cache.key_recheck_interval` | `valid_until` |
+//! | eviction by moka, in [`TOUCH_INTERVAL`] | [`Cache::valid_until`](crate::cache::Cache::valid_until), which also counts the use |
+//! | quotas, metrics, access line | counted and written for each request |
+//! | `auth.headers` and `auth.with_key` with other fields, traces | such gateways keep no answers |
+//!
+//! Only answers with a single job are kept. Bounds: [`MAX_ENTRIES`] and [`MAX_BYTES`] a thread.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::BuildHasher as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use foldhash::quality::RandomState;
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AGE, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, USER_AGENT,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body as HttpBody;
+
+use super::Gateway;
+use super::access_log::{AccessLog, AnsweredHit, log_hit};
+use super::response::{CACHE_STATUS, ResponseOrigin, X_REQUEST_ID, age_value, hit_status};
+use crate::cache::{CachedJob, Generation};
+use crate::core::job::KeyDomain;
+use crate::limits::Subject;
+use crate::protocol::body::Body;
+use crate::protocol::peer::Peer;
+use crate::protocol::request::RequestCtx;
+use crate::telemetry::metrics::RouteLabel;
+
+/// Most answers of one thread.
+const MAX_ENTRIES: usize = 1024;
+
+/// Most bytes of keys and bodies of one thread, apart from about 2 KiB an answer.
+const MAX_BYTES: usize = 4 << 20;
+
+/// Longest body of a kept answer.
+const MAX_BODY: usize = 64 << 10;
+
+/// Hits, and the time, after which the cache sees that an entry is still used, and the table that it was evicted.
+const TOUCH_HITS: u32 = 64;
+const TOUCH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Requests that a thread remembers to keep an answer only the second time: most jobs are read once.
+const REMEMBERED: usize = 1024;
+
+thread_local! {
+    static TABLE: RefCell<Table> = RefCell::new(Table::new());
+}
+
+/// The answers that one thread keeps for one gateway.
+struct Table {
+    gateway: u64,
+    /// Count of the changes of everything when the answers were kept.
+    all: u64,
+    entries: HashMap<Box<[u8]>, KeptAnswer, RandomState>,
+    bytes: usize,
+    /// Key of the current request.
+    key: Vec<u8>,
+    /// Hashes of recent keys without an answer.
+    recent: Box<[u64]>,
+    served: u64,
+}
+
+struct KeptAnswer {
+    generation: Generation,
+    valid_until: Instant,
+    entry: Arc<CachedJob>,
+    domain: KeyDomain,
+    /// `None`: the address of the client.
+    subject: Option<Subject>,
+    route: RouteLabel,
+    member: Option<Arc<str>>,
+    jobs: Box<str>,
+    status: StatusCode,
+    /// All fields, with old values of those that change.
+    headers: HeaderMap,
+    body: Bytes,
+    age: SecondValue,
+    hit_status: SecondValue,
+    touched_at: Instant,
+    untouched_hits: u32,
+}
+
+/// A value that changes each second.
+struct SecondValue {
+    seconds: u64,
+    value: HeaderValue,
+}
+
+/// A request whose answer is kept if it is a hit.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    key: Box<[u8]>,
+    /// Changes of everything, before the answer was begun.
+    all: u64,
+    /// The state that the answer shows.
+    entry: Option<Arc<CachedJob>>,
+}
+
+impl Candidate {
+    /// Records the state that the answer shows.
+    pub(super) fn set_origin(&mut self, origin: &ResponseOrigin) {
+        if let ResponseOrigin::Hit { first, .. } = origin {
+            self.entry = Some(Arc::clone(first));
+        }
+    }
+}
+
+/// The number of a gateway, which keeps the answers of several in one process apart.
+#[derive(Debug)]
+pub(super) struct GatewayNumber(u64);
+
+impl GatewayNumber {
+    pub(super) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Result of the lookup of a request.
+pub(super) enum Known {
+    Answer(Response<Body>),
+    /// Keep the answer if it is a hit.
+    Candidate(Box<Candidate>),
+    Nothing,
+}
+
+impl Gateway {
+    /// Returns the kept answer to a request, if there is one that is still right.
+    pub(super) fn kept_answer<B: HttpBody>(&self, request: &Request<B>, ctx: &RequestCtx) -> Known {
+        if !self.0.tracer.is_off() {
+            return Known::Nothing;
+        }
+        // Read before anything that the answer depends on.
+        let all = self.0.cache.all_changes();
+        TABLE.with_borrow_mut(|table| {
+            if !write_key(request, ctx, &mut table.key) {
+                return Known::Nothing;
+            }
+            if (table.gateway, table.all) != (self.0.number.0, all) {
+                // Also frees keys and bodies that a reload or an operator has removed.
+                table.clear();
+                (table.gateway, table.all) = (self.0.number.0, all);
+            }
+            let candidate =
+                |key: &[u8]| Known::Candidate(Box::new(Candidate { key: key.into(), all, entry: None }));
+            let Some(kept) = table.entries.get_mut(&*table.key) else {
+                return if table.is_recent() { candidate(&table.key) } else { Known::Nothing };
+            };
+            if !self.is_right(kept, ctx.arrived) {
+                let key = std::mem::take(&mut table.key);
+                table.remove(&key);
+                return candidate(&key);
+            }
+            match self.answer_again(kept, request, ctx) {
+                Some(response) => {
+                    table.served += 1;
+                    Known::Answer(response)
+                }
+                None => Known::Nothing,
+            }
+        })
+    }
+
+    /// Returns whether nothing has changed since the answer was kept. Shows its use to the cache from time to time.
+    fn is_right(&self, kept: &mut KeptAnswer, now: Instant) -> bool {
+        if now >= kept.valid_until || !self.0.cache.is_current(kept.generation) {
+            return false;
+        }
+        kept.untouched_hits += 1;
+        if kept.untouched_hits < TOUCH_HITS && now.saturating_duration_since(kept.touched_at) < TOUCH_INTERVAL
+        {
+            return true;
+        }
+        (kept.touched_at, kept.untouched_hits) = (now, 0);
+        match self.0.cache.valid_until(kept.domain, &kept.entry, now) {
+            Some(valid_until) => {
+                kept.valid_until = valid_until;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Counts the request, and returns the answer with its new values. `None`: a quota is used up.
+    fn answer_again<B: HttpBody>(
+        &self,
+        kept: &mut KeptAnswer,
+        request: &Request<B>,
+        ctx: &RequestCtx,
+    ) -> Option<Response<Body>> {
+        let subject = kept.subject.unwrap_or_else(|| ctx.forwarded.client_ip().into());
+        self.0.limits.check_request(subject).ok()?;
+        let mut headers = kept.headers.clone();
+        let (age, ttl) = kept.entry.age_and_ttl(ctx.arrived);
+        headers.insert(AGE, kept.age.at(age.as_secs(), age_value));
+        headers.insert(CACHE_STATUS, kept.hit_status.at(ttl.as_secs(), |seconds| hit_status(seconds, "")));
+        if let Some(quotas) = self.0.limits.quota_headers(subject) {
+            quotas.replace(&mut headers);
+        }
+        headers.insert(X_REQUEST_ID, ctx.id.value().clone());
+        let mut response = Response::new(Body::full(kept.body.clone()));
+        *response.status_mut() = kept.status;
+        *response.headers_mut() = headers;
+        let answered = AnsweredHit {
+            status: kept.status,
+            body_size: kept.body.len(),
+            route: kept.route,
+            domain: kept.domain,
+            jobs: &kept.jobs,
+            member: kept.member.as_deref(),
+        };
+        log_hit(&self.0.metrics, request, ctx, &answered);
+        Some(response)
+    }
+
+    /// Keeps an answer of the ordinary way, if it is a hit of one job.
+    pub(super) fn keep_answer(
+        &self,
+        candidate: Candidate,
+        log: &AccessLog,
+        subject: Subject,
+        response: &Response<Body>,
+    ) {
+        let Candidate { key, all, entry: Some(entry) } = candidate else { return };
+        let Some((domain, jobs)) = log.wait() else { return };
+        let (body, headers) = (&entry.state.body, response.headers());
+        let has_one = |name| headers.get_all(name).iter().count() == 1;
+        let is_plain = response.body().size_hint().exact() == Some(body.len() as u64)
+            && body.len() <= MAX_BODY
+            && has_one(&AGE)
+            && has_one(&CACHE_STATUS)
+            && headers.get(X_REQUEST_ID) == Some(log.ctx().id.value());
+        if !is_plain || !self.0.authenticator.reads_authorization_only() {
+            return;
+        }
+        // In this order: a change between the two is counted after the first.
+        let generation = self.0.cache.generation(all, domain, &entry.state.id);
+        let arrived = log.ctx().arrived;
+        let Some(valid_until) = self.0.cache.valid_until(domain, &entry, arrived) else { return };
+        let subject = match subject {
+            Subject::Address(_) => None,
+            Subject::Key(_) | Subject::Member(_) => Some(subject),
+        };
+        let (age, ttl) = entry.age_and_ttl(arrived);
+        let kept = KeptAnswer {
+            generation,
+            valid_until,
+            domain,
+            subject,
+            route: log.route(),
+            member: log.member.clone(),
+            jobs: jobs.into(),
+            status: response.status(),
+            headers: headers.clone(),
+            body: body.clone(),
+            age: SecondValue { seconds: age.as_secs(), value: age_value(age.as_secs()) },
+            hit_status: SecondValue { seconds: ttl.as_secs(), value: hit_status(ttl.as_secs(), "") },
+            entry,
+            touched_at: arrived,
+            untouched_hits: 0,
+        };
+        TABLE.with_borrow_mut(|table| table.insert(self.0.number.0, key, kept));
+    }
+}
+
+/// Returns how many requests this thread has answered again.
+#[cfg(test)]
+fn served() -> u64 {
+    TABLE.with_borrow(|table| table.served)
+}
+
+impl Table {
+    fn new() -> Self {
+        Self {
+            gateway: 0,
+            all: 0,
+            entries: HashMap::default(),
+            bytes: 0,
+            key: Vec::new(),
+            recent: vec![0; REMEMBERED].into(),
+            served: 0,
+        }
+    }
+
+    /// Returns whether the current request came recently, and remembers it.
+    fn is_recent(&mut self) -> bool {
+        let hash = self.entries.hasher().hash_one(&*self.key);
+        let slot = usize::try_from(hash % REMEMBERED as u64).unwrap_or_default();
+        std::mem::replace(&mut self.recent[slot], hash) == hash
+    }
+
+    fn insert(&mut self, gateway: u64, key: Box<[u8]>, kept: KeptAnswer) {
+        if self.gateway != gateway {
+            return;
+        }
+        let bytes = weight(&key, &kept);
+        if self.entries.len() >= MAX_ENTRIES || self.bytes + bytes > MAX_BYTES {
+            self.clear();
+        }
+        self.remove(&key);
+        self.bytes += bytes;
+        self.entries.insert(key, kept);
+    }
+
+    fn remove(&mut self, key: &[u8]) {
+        if let Some((key, kept)) = self.entries.remove_entry(key) {
+            self.bytes -= weight(&key, &kept);
+        }
+    }
+
+    fn clear(&mut self) {
+        self.entries.clear();
+        self.bytes = 0;
+    }
+}
+
+fn weight(key: &[u8], kept: &KeptAnswer) -> usize {
+    key.len() + kept.body.len()
+}
+
+impl SecondValue {
+    fn at(&mut self, seconds: u64, value: impl FnOnce(u64) -> HeaderValue) -> HeaderValue {
+        if self.seconds != seconds {
+            *self = Self { seconds, value: value(seconds) };
+        }
+        self.value.clone()
+    }
+}
+
+/// Writes everything of a request that decides about its answer. Returns whether there is nothing else.
+fn write_key<B: HttpBody>(request: &Request<B>, ctx: &RequestCtx, key: &mut Vec<u8>) -> bool {
+    let (uri, version) = (request.uri(), request.version());
+    let version_byte = match version {
+        Version::HTTP_10 => 0,
+        Version::HTTP_11 => 1,
+        Version::HTTP_2 => 2,
+        _ => return false,
+    };
+    let is_absolute_form = version < Version::HTTP_2 && uri.authority().is_some();
+    if request.method() != Method::GET || !request.body().is_end_stream() || is_absolute_form {
+        return false;
+    }
+    key.clear();
+    key.extend([version_byte, ctx.is_tls.into(), (ctx.forwarded.peer() == Peer::Unix).into()]);
+    put_part(key, 0, uri.authority().map_or("", |authority| authority.as_str()).as_bytes());
+    put_part(key, 1, uri.path().as_bytes());
+    // A target with an empty query differs from one without.
+    put_part(key, 2 + u8::from(uri.query().is_some()), uri.query().unwrap_or_default().as_bytes());
+    for (name, value) in request.headers() {
+        let tag = if *name == HOST {
+            4
+        } else if *name == AUTHORIZATION {
+            5
+        } else if *name == ACCEPT {
+            6
+        } else if IGNORED.contains(name) || *name == X_REQUEST_ID {
+            continue;
+        } else {
+            return false;
+        };
+        put_part(key, tag, value.as_bytes());
+    }
+    ctx.forwarded.is_direct()
+}
+
+/// Fields that the ordinary way does not read.
+const IGNORED: [http::HeaderName; 5] =
+    [USER_AGENT, ACCEPT_ENCODING, CONNECTION, ACCEPT_LANGUAGE, CONTENT_TYPE];
+
+/// Appends a part with its length, so that two lists of parts never have the same bytes.
+fn put_part(key: &mut Vec<u8>, tag: u8, part: &[u8]) {
+    key.push(tag);
+    key.extend((part.len() as u32).to_le_bytes());
+    key.extend_from_slice(part);
+}
+
+#[cfg(test)]
+mod tests;
