@@ -89,8 +89,9 @@ impl Generations {
     }
 
     #[cfg(test)]
-    pub(super) fn shares_counters(&self, one: KeyDomain, other: KeyDomain) -> bool {
-        self.index(&one) == self.index(&other)
+    pub(super) fn shares_counters(&self, keys: [KeyDomain; 2], jobs: [&JobId; 2]) -> bool {
+        let [one, other] = jobs.map(|job| self.job_index(keys[0], job));
+        one == other || self.index(&keys[0]) == self.index(&keys[1])
     }
 
     fn job_index(&self, domain: KeyDomain, job: &JobId) -> usize {

@@ -157,10 +157,10 @@ impl Cache {
         self.generations.is_current(generation)
     }
 
-    /// Returns whether two keys have the same counter of changes.
+    /// Returns whether two keys, or two jobs of the first key, have the same counter of changes.
     #[cfg(test)]
-    pub(crate) fn shares_counters(&self, one: KeyDomain, other: KeyDomain) -> bool {
-        self.generations.shares_counters(one, other)
+    pub(crate) fn shares_counters(&self, keys: [KeyDomain; 2], jobs: [&JobId; 2]) -> bool {
+        self.generations.shares_counters(keys, jobs)
     }
 
     /// Returns the time until which this key may have this entry if nothing changes. `None`: it may not have it now, or the

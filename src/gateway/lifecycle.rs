@@ -111,6 +111,8 @@ impl Gateway {
     /// requests end within `wait.max_timeout`.
     pub fn reload(&self, config: &Config) -> Result<(), AuthenticatorError> {
         self.0.authenticator.reconfigure(&config.auth, config.upstream.api_key.as_ref())?;
+        // At once: a removed member gets no kept answer while the rest is applied.
+        self.0.cache.everything_changed();
         self.0.limits.reconfigure(&config.limits, config.auth.members());
         self.0.metrics.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         self.0.cache.reconfigure(config.cache.clone());

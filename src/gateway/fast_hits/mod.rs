@@ -24,6 +24,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fmt;
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,11 +52,18 @@ use crate::telemetry::metrics::RouteLabel;
 /// Most answers of one thread.
 const MAX_ENTRIES: usize = 1024;
 
-/// Most bytes of keys and bodies of one thread, apart from about 2 KiB an answer.
+/// Most bytes of keys, headers and bodies of one thread.
 const MAX_BYTES: usize = 4 << 20;
 
-/// Longest body of a kept answer.
+/// Longest body of a kept answer, and its longest header.
 const MAX_BODY: usize = 64 << 10;
+const MAX_HEADER: usize = 4 << 10;
+
+/// Memory of a field besides its bytes.
+const FIELD_OVERHEAD: usize = 100;
+
+/// Most fields of a request: the least `server.max_headers`.
+const MAX_FIELDS: usize = 16;
 
 /// Hits, and the time, after which the cache sees that an entry is still used, and the table that it was evicted.
 const TOUCH_HITS: u32 = 64;
@@ -109,13 +117,19 @@ struct SecondValue {
 }
 
 /// A request whose answer is kept if it is a hit.
-#[derive(Debug)]
 pub(super) struct Candidate {
     key: Box<[u8]>,
     /// Changes of everything, before the answer was begun.
     all: u64,
     /// The state that the answer shows.
     entry: Option<Arc<CachedJob>>,
+}
+
+/// The key has the client's key in clear.
+impl fmt::Debug for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Candidate").field("all", &self.all).finish_non_exhaustive()
+    }
 }
 
 impl Candidate {
@@ -249,6 +263,7 @@ impl Gateway {
         let has_one = |name| headers.get_all(name).iter().count() == 1;
         let is_plain = response.body().size_hint().exact() == Some(body.len() as u64)
             && body.len() <= MAX_BODY
+            && header_bytes(headers) <= MAX_HEADER
             && has_one(&AGE)
             && has_one(&CACHE_STATUS)
             && headers.get(X_REQUEST_ID) == Some(log.ctx().id.value());
@@ -337,7 +352,12 @@ impl Table {
 }
 
 fn weight(key: &[u8], kept: &KeptAnswer) -> usize {
-    key.len() + kept.body.len()
+    key.len() + header_bytes(&kept.headers) + kept.body.len()
+}
+
+/// Returns about the memory of a header, whose fields share their bytes with nothing else in the worst case.
+fn header_bytes(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD).sum()
 }
 
 impl SecondValue {
@@ -360,6 +380,10 @@ fn write_key<B: HttpBody>(request: &Request<B>, ctx: &RequestCtx, key: &mut Vec<
     };
     let is_absolute_form = version < Version::HTTP_2 && uri.authority().is_some();
     if request.method() != Method::GET || !request.body().is_end_stream() || is_absolute_form {
+        return false;
+    }
+    // More could be over `server.max_headers`, also with fields that are not read.
+    if request.headers().len() > MAX_FIELDS {
         return false;
     }
     key.clear();

@@ -590,7 +590,23 @@ async fn changes_of_other_keys_and_jobs_leave_an_answer() {
     cache.key_accepted(world.domain(KEY), clock::now());
     let before = served();
     assert!(world.again(&plain()).is_hit());
-    assert!(served() > before || cache.shares_counters(world.domain(KEY), two), "the answer is still kept");
+    let (a, b) = (JobId::new("a").unwrap(), JobId::new("b").unwrap());
+    let is_shared = cache.shares_counters([world.domain(KEY), two], [&a, &b]);
+    assert!(served() > before || is_shared, "the answer is still kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn repeated_fields_that_are_not_read_still_count_for_max_headers() {
+    let world = World::new(|config| config.server.max_headers = 16);
+    world.store(KEY, "a", "completed");
+    world.warm(&plain());
+    let mut request = plain();
+    for _ in request.headers().len()..17 {
+        request.headers_mut().append("accept-encoding", HeaderValue::from_static("x"));
+    }
+    let ctx = world.context(false, Peer::Tcp(([127, 0, 0, 1], 1).into()));
+    let answer = world.send(&request, &ctx, false).unwrap();
+    assert_eq!(answer.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
 }
 
 // P11
