@@ -85,7 +85,6 @@ impl LinkTask {
                 Ok((connection, name, scripts)) => {
                     let id = self.shared.dialect.names.id();
                     tracing::debug!(id, "connected to the engine");
-                    (is_down, pause) = (false, Duration::ZERO);
                     if self.inputs.send(SiblingInput::LinkUp(name)).await.is_err() {
                         return;
                     }
@@ -96,7 +95,10 @@ impl LinkTask {
                     {
                         return;
                     }
-                    lost_at = clock::now();
+                    // A link that the engine ends at once is no better than none.
+                    if clock::now() >= attempted_at + STEADY {
+                        (lost_at, is_down) = (clock::now(), false);
+                    }
                     end
                 }
                 Err(error) => LinkEnd::Connect(error),

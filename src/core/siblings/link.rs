@@ -53,7 +53,9 @@ impl EngineLink {
             last_word: Some(now),
             listened_at: Some(now),
             next_beat: Some(now),
-            is_apart: false,
+            // Until the engine speaks: one that accepts links and answers nothing is as good as none.
+            down_since: self.down_since,
+            is_apart: self.is_apart,
             engine_time: self.engine_time,
             ..Self::default()
         };
@@ -62,7 +64,7 @@ impl EngineLink {
     pub(super) fn down(&mut self, now: Instant) {
         *self = Self {
             former: self.me.or(self.former),
-            down_since: Some(now),
+            down_since: self.down_since.or(Some(now)),
             is_apart: self.is_apart,
             engine_time: self.engine_time,
             ..Self::default()
@@ -106,7 +108,7 @@ impl EngineLink {
     /// Records an answer or a message: it ends a time apart.
     pub(super) fn word(&mut self, now: Instant) {
         if self.is_up() {
-            (self.last_word, self.is_apart) = (Some(now), false);
+            (self.last_word, self.down_since, self.is_apart) = (Some(now), None, false);
         }
     }
 

@@ -71,6 +71,22 @@ fn a_silent_engine_leaves_each_replica_alone_within_a_second_and_a_half() {
     assert_eq!(gateway.machine.link(), LinkState::Apart);
 }
 
+/// P1
+#[test]
+fn an_engine_that_accepts_links_and_answers_nothing_leaves_a_replica_alone_within_a_second_and_a_half() {
+    let mut gateway = Gateway::linked();
+    gateway.open_held(1);
+    gateway.take();
+    gateway.is_engine_up = false;
+    for me in 10..40 {
+        gateway.input(SiblingInput::LinkDown);
+        gateway.pass(ms(50));
+        gateway.link_up(ReplicaName(me));
+        gateway.pass(ms(1));
+    }
+    assert!(gateway.take().contains(&"start 1".to_owned()));
+}
+
 #[test]
 fn a_short_break_of_the_link_starts_no_poll() {
     let mut gateway = Gateway::linked();
