@@ -197,15 +197,9 @@ impl Siblings {
             EngineAnswer::Flushed => {
                 self.call(EngineCall::Flushed);
                 self.engine_flushed(now);
-                if !is_ours {
-                    self.delay(name, now + ASK_AGAIN, None, now);
-                } else if self
-                    .polls
-                    .get(name)
-                    .and_then(SharedPoll::own)
-                    .is_some_and(|own| own.asked.is_none())
-                {
-                    self.adopt(name, now);
+                match is_ours {
+                    true => self.adopt_unknown(name, call, now),
+                    false => self.delay(name, now + ASK_AGAIN, None, now),
                 }
             }
             // P3: the poll began without an answer, and no replica has its lease.

@@ -95,6 +95,11 @@ impl EngineLink {
         }
     }
 
+    /// Returns whether the first beat of this link was sent. Since then the engine knows this replica, or lost its memory.
+    pub(super) fn has_beaten(&self) -> bool {
+        self.first_beat.is_some()
+    }
+
     pub(super) fn beat_sent(&mut self, call: CallId, interval: Duration, now: Instant) {
         self.first_beat.get_or_insert(call);
         if self.beat.is_none() {

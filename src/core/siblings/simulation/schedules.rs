@@ -153,6 +153,18 @@ fn a_poll_that_outlives_a_holder_has_its_lease() {
     assert_eq!(calls(&run(plan)), 2);
 }
 
+/// P3: the poll that begins while the engine is far is adopted by an engine that has forgotten the replica.
+#[test]
+fn a_loss_of_memory_that_an_adoption_meets_first_costs_no_lease() {
+    let far = Fault::EngineFar(ms(8_000), ms(300));
+    let faults = vec![(FAULT_AT, far), (FAULT_AT + ms(2_200), Fault::Flush)];
+    let mut plan = SweepPlan::crowd(2, ms(60_000), faults);
+    plan.replicas = 1;
+    (plan.clients[1].replica, plan.clients[1].goal) = (0, Some(2));
+    plan.clients[1].arrives = FAULT_AT + ms(2_210);
+    run(plan);
+}
+
 /// Calls of one and of three replicas for a job of two minutes at an upstream that never holds. docs/replicas.md has the
 /// means of 20 runs: snapshots are shared within `live_ttl`, so that chains with longer gaps go on beside each other.
 #[test]
