@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Siblings;
-use super::link::MAX_PATIENCE;
+use super::link::{MAX_PATIENCE, SILENCE};
 use super::members::jitter;
 use super::outbox::Letter;
 use super::shared_poll::{OwnRun, SharePhase, SharedPoll, SiblingResult};
@@ -391,9 +391,10 @@ impl Siblings {
         self.flushed_at.map(|at| at + ASK_AGAIN).filter(|until| *until > now)
     }
 
-    /// Returns whether a new poll waits for the engine.
-    pub(super) fn asks_first(&self) -> bool {
-        self.link.state() == LinkState::Near
+    /// Returns whether a new poll waits for the engine. The last snapshots of a drain have no time for a silent one (P2).
+    pub(super) fn asks_first(&self, now: Instant) -> bool {
+        let is_ending = self.draining.is_some_and(|until| until < now + SILENCE);
+        self.link.state() == LinkState::Near && !is_ending
     }
 }
 

@@ -165,6 +165,18 @@ fn a_loss_of_memory_that_an_adoption_meets_first_costs_no_lease() {
     run(plan);
 }
 
+/// P2: an upstream 60 ms away, and a drain that is over soon after.
+#[test]
+fn a_short_drain_does_not_wait_for_a_far_engine() {
+    for time in [30, 72, 130, 300] {
+        let far = (FAULT_AT - ms(100), Fault::EngineFar(ms(8_000), ms(135)));
+        let mut plan = SweepPlan::crowd(2, ms(60_000), vec![far, (FAULT_AT, Fault::Drain(0, ms(time)))]);
+        plan.hop = ms(30);
+        let settled = run(plan).plan.clients[0].settled.unwrap();
+        assert!(settled <= FAULT_AT + ms(time).min(ms(90)), "{time}: {settled:?}");
+    }
+}
+
 /// Calls of one and of three replicas for a job of two minutes at an upstream that never holds. docs/replicas.md has the
 /// means of 20 runs: snapshots are shared within `live_ttl`, so that chains with longer gaps go on beside each other.
 #[test]
