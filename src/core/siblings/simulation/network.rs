@@ -236,7 +236,8 @@ impl World {
                 self.engine.flush();
             }
             Fault::EngineFar(time, far) => {
-                self.disturb(now, time, Lateness::steady(far + PATIENCE));
+                // The last call sent meanwhile holds up those behind it: each way of a link keeps its order.
+                self.disturb(now, time + far / 2, Lateness::steady(far + PATIENCE));
                 self.far = (now + time, far);
             }
             Fault::Refuse(number, n) => {

@@ -165,6 +165,18 @@ fn a_loss_of_memory_that_an_adoption_meets_first_costs_no_lease() {
     run(plan);
 }
 
+/// P1: a call that was sent while the engine was far holds up those behind it for as long as it is on its way.
+#[test]
+fn a_claim_behind_a_call_to_a_far_engine_waits_for_it_or_for_the_patience() {
+    for arrives in (610..700).step_by(10).map(|after| FAULT_AT + ms(after)) {
+        let far = Fault::EngineFar(ms(500), ms(400));
+        let mut plan = SweepPlan::crowd(1, ms(60_000), vec![(FAULT_AT + ms(100), far)]);
+        (plan.clients[0].goal, plan.clients[0].arrives) = (Some(0), arrives);
+        let late = run(plan).plan.clients[0].settled.unwrap() - arrives;
+        assert!(late <= ms(50) + ms(10), "{late:?}");
+    }
+}
+
 /// P2: an upstream 60 ms away, and a drain that is over soon after.
 #[test]
 fn a_short_drain_does_not_wait_for_a_far_engine() {
