@@ -93,7 +93,9 @@ impl World {
         }
         let depends = self.depends_on_others(client, job, due);
         loop {
-            let before = latest;
+            // A claim that waits for members to come back may meet a loss that comes after the answer was due.
+            let before = self.delayed(latest, due, depends);
+            let reached = latest;
             for fault in self.disturbances.iter().filter(|fault| fault.from <= before + lag) {
                 if fault.late.frozen == Some(client.replica) && latest <= fault.until {
                     latest = fault.until;
@@ -105,13 +107,17 @@ impl World {
                     }
                 }
             }
-            if latest == before {
-                break;
+            if latest == reached {
+                return before;
             }
         }
-        // These add up: a claim that waits for members to come back may find that the engine lost its memory once more.
+    }
+
+    /// Returns the moment with the delays of all faults that last until then. They add up: a claim that waits for members
+    /// to come back may find that the engine lost its memory once more.
+    fn delayed(&self, mut latest: Duration, due: Duration, depends: bool) -> Duration {
         for fault in self.disturbances.iter().filter(|fault| depends && due <= fault.until) {
-            if fault.from <= latest + lag {
+            if fault.from <= latest + self.lag() {
                 latest += fault.late.steady;
             }
         }

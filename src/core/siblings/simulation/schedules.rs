@@ -165,6 +165,16 @@ fn a_loss_of_memory_that_an_adoption_meets_first_costs_no_lease() {
     run(plan);
 }
 
+/// P1: the claim waits 0.1 s for the members to come back after the loss of memory, and loses its link in that time.
+#[test]
+fn a_link_that_breaks_while_a_claim_waits_for_the_members_delays_it_by_its_own_bound() {
+    let (flush, cut) = ((ms(5_600), Fault::Flush), (ms(5_720), Fault::Cut(0, ms(2_183))));
+    let mut plan = SweepPlan::crowd(1, ms(60_000), vec![flush, cut]);
+    (plan.clients[0].goal, plan.clients[0].arrives) = (Some(0), ms(5_700));
+    let late = run(plan).plan.clients[0].settled.unwrap() - ms(5_700);
+    assert!(late > ms(500) && late <= ms(20) + ms(20) + ms(1_000) + ms(10), "{late:?}");
+}
+
 /// P1: a call that was sent while the engine was far holds up those behind it for as long as it is on its way.
 #[test]
 fn a_claim_behind_a_call_to_a_far_engine_waits_for_it_or_for_the_patience() {
