@@ -313,18 +313,14 @@ impl World {
         let drained_at = self.replicas[client.replica].drained_at;
         let (states, from) = match end {
             WaitOutcome::Reached(states) if client.jobs.len() == 1 => {
-                (states, alone.min(now).saturating_sub(lag * 2 + missed))
+                let from = alone.min(now).saturating_sub(lag * 2 + missed);
+                (states, self.silent_since(client, from))
             }
             WaitOutcome::Reached(states) => (states, client.arrives.saturating_sub(lag)),
             WaitOutcome::TimedOut(states) => {
                 let ended = drained_at.map_or(client.deadline(), |at| at.min(client.deadline()));
                 let from = now.min(ended.max(client.arrives)).saturating_sub(SKEW + lag * 2 + missed);
-                // The silence of a dead connection looks like that of a held poll.
-                let lost = self
-                    .lost
-                    .iter()
-                    .filter(|lost| client.jobs.contains(&lost.job) && from <= lost.until + lag);
-                (states, lost.map(|lost| lost.from.saturating_sub(lag)).fold(from, Duration::min))
+                (states, self.silent_since(client, from))
             }
             WaitOutcome::Unsplit(_) | WaitOutcome::Refused(_) | WaitOutcome::Failed(_) => return,
         };
@@ -338,6 +334,15 @@ impl World {
             // P8, P11: the bytes are those of this job under this key.
             assert_eq!(state.body, format!("{} {} {rung}", planned.domain, planned.id), "{client:?}");
         }
+    }
+
+    /// Returns the time from which on a state may be shown that was true at `from`: the silence of a dead connection looks
+    /// like that of a held poll, and proves states that the lost answer would have changed.
+    fn silent_since(&self, client: &SweepClient, from: Duration) -> Duration {
+        let lag = self.lag();
+        let lost =
+            self.lost.iter().filter(|lost| client.jobs.contains(&lost.job) && from <= lost.until + lag);
+        lost.map(|lost| lost.from.saturating_sub(lag)).fold(from, Duration::min)
     }
 
     fn rung_number(&self, state: &JobState) -> usize {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::plan::{Fault, SweepPlan};
 use super::{HOLD, World};
-use crate::core::coalescer::Pace;
+use crate::core::coalescer::{Pace, Proof};
 use crate::core::route::Goal;
 use crate::core::sweep::seeds;
 
@@ -28,9 +28,13 @@ fn ms(millis: u64) -> Duration {
 
 /// Runs a plan. The oracle checks each answer and the end.
 fn run(plan: SweepPlan) -> World {
+    run_with(plan, 1)
+}
+
+fn run_with(plan: SweepPlan, seed: u64) -> World {
     let reaches = plan.jobs[0].steps.reaches_at(3).expect("the job ends");
     let last = plan.clients.iter().map(|client| client.leaves.unwrap_or(client.arrives)).max();
-    let mut world = World::with_plan(plan, fastrand::Rng::with_seed(1), false);
+    let mut world = World::with_plan(plan, fastrand::Rng::with_seed(seed), false);
     world.end = reaches.max(FAULT_AT * 4).max(last.unwrap_or_default()) + FAULT_AT * 2;
     world.run();
     world.check_end();
@@ -185,6 +189,28 @@ fn a_claim_behind_a_call_to_a_far_engine_waits_for_it_or_for_the_patience() {
         let late = run(plan).plan.clients[0].settled.unwrap() - arrives;
         assert!(late <= ms(50) + ms(10), "{late:?}");
     }
+}
+
+/// P7: the answer of a held poll is lost with its connection. Until the connection fails, its silence proves the older
+/// state.
+#[test]
+fn a_held_poll_whose_answer_is_lost_proves_the_state_before_it() {
+    let mut shown_old = 0;
+    for seed in 0..48 {
+        let mut plan = SweepPlan::crowd(3, ms(14_000), Vec::new());
+        (plan.replicas, plan.is_failing) = (1, true);
+        plan.jobs[0].steps.0[0].1 = 2;
+        for (client, arrives) in plan.clients.iter_mut().zip([5_000, 13_000, 15_000]) {
+            (client.replica, client.arrives) = (0, ms(arrives));
+            client.goal = Some(2);
+            client.proof = Proof::Within(ms(30_000));
+        }
+        plan.clients[0].goal = Some(3);
+        let world = run_with(plan, seed);
+        let settled = |client: usize| world.plan.clients[client].settled;
+        shown_old += u32::from(settled(2) == Some(ms(15_000)) && settled(0) > settled(2));
+    }
+    assert!(shown_old > 0);
 }
 
 /// P2: an upstream 60 ms away, and a drain that is over soon after.
