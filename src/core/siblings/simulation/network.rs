@@ -232,7 +232,8 @@ impl World {
                     if is_ahead { self.clock_ahead + time } else { self.clock_ahead.saturating_sub(time) };
             }
             Fault::Flush => {
-                self.disturb(now, BEAT, Lateness::steady(ASK_AGAIN));
+                // New polls wait from the moment at which a beat or a claim finds the loss.
+                self.disturb(now, BEAT + self.lag() + ASK_AGAIN, Lateness::steady(ASK_AGAIN));
                 self.engine.flush();
             }
             Fault::EngineFar(time, far) => {

@@ -162,7 +162,7 @@ impl World {
     }
 
     /// Returns how late any answer may be by hops alone: to the upstream and back, and two round trips to the engine.
-    fn lag(&self) -> Duration {
+    pub(super) fn lag(&self) -> Duration {
         self.plan.hop * 5 + self.plan.engine_hop * 6 + Duration::from_nanos(1)
     }
 
