@@ -148,7 +148,12 @@ impl Siblings {
     pub(super) fn answered(&mut self, call: CallId, answer: EngineAnswer, now: Instant) {
         if let EngineAnswer::Done(time) = answer {
             self.outbox.answered(call);
-            return self.link.beat_answered(call, time, self.config.patience, now);
+            let is_ahead = self.link.is_ahead(time, self.config.takeover / 2, now);
+            self.link.beat_answered(call, time, self.config.patience, now);
+            if is_ahead {
+                self.adopt_all(now); // P3: by its clock this replica was silent, and claims took its leases
+            }
+            return;
         }
         let Some((name, token)) = self.calls.remove(&call) else {
             if matches!(answer, EngineAnswer::Flushed) && self.link.lost_membership(call) {

@@ -126,6 +126,11 @@ impl EngineLink {
         }
     }
 
+    /// Returns whether the clock of the engine went ahead by more than this time since its last answer.
+    pub(super) fn is_ahead(&self, time: EngineTime, limit: Duration, now: Instant) -> bool {
+        self.engine_now(now).is_some_and(|EngineTime(expected)| time.0 > expected + limit)
+    }
+
     /// Records that the engine did not know this replica when it beat. Returns whether it should have.
     pub(super) fn lost_membership(&mut self, call: CallId) -> bool {
         self.beat.take_if(|(beat, _)| *beat == call);

@@ -155,6 +155,11 @@ fn a_poll_that_outlives_a_holder_has_its_lease() {
     plan.clients[1].arrives = jump_at + ms(2);
     plan.clients[1].leaves = Some(FAULT_AT * 5);
     assert_eq!(calls(&run(plan)), 2);
+    // The replica that got the lease by this dies. The holder does not know that it had lost it.
+    let jump = Fault::ClockJump(true, ms(4_824));
+    let mut plan = SweepPlan::crowd(2, ms(100_000), vec![(jump_at, jump), (FAULT_AT * 4, Fault::Kill(1))]);
+    plan.clients[1].arrives = jump_at + ms(2);
+    run(plan);
 }
 
 /// P3: the poll that begins while the engine is far is adopted by an engine that has forgotten the replica.

@@ -195,6 +195,20 @@ fn an_adoption_finds_the_engine_without_memory() {
     assert_eq!(gateway.take(), Vec::<String>::new());
 }
 
+/// P3: beats count as older than they are, so that a claim may have taken the leases.
+#[test]
+fn an_engine_whose_clock_went_ahead_is_asked_for_the_leases() {
+    for (ahead, asked) in [(999, 0), (1_001, 1)] {
+        let mut gateway = Gateway::linked();
+        gateway.open_granted(1);
+        gateway.is_engine_up = false;
+        gateway.pass(ms(500));
+        let time = gateway.now.saturating_duration_since(gateway.zero) + ms(ahead);
+        gateway.answer("beat", EngineAnswer::Done(EngineTime(time)));
+        assert_eq!(gateway.take(), vec!["adopt"; asked], "{ahead}");
+    }
+}
+
 #[test]
 fn only_the_adoptions_before_the_first_beat_of_a_link_make_the_replica_known() {
     let is_first = |gateway: &Gateway| match gateway.calls["adopt"].1 {
