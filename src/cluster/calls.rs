@@ -69,9 +69,10 @@ impl Dialect {
             EngineCall::Claim(request) => {
                 poll.map(|poll| self.claim(me, request, poll, Distrust::default())).into_iter().collect()
             }
-            EngineCall::Adopt { spec, token, age, attempt_age } => {
+            EngineCall::Adopt { spec, token, age, attempt_age, is_first } => {
                 let ages = [*age, *attempt_age];
-                poll.map(|poll| self.adopt(me, spec, poll, *token, ages)).into_iter().collect()
+                let adopt = |poll| self.adopt(me, spec, poll, *token, ages, *is_first);
+                poll.map(adopt).into_iter().collect()
             }
             EngineCall::Land { spec, token, epoch, attempt_age, outcome, sent_at } => {
                 let times = [number(millis(*attempt_age)), moment(*sent_at)];
@@ -190,6 +191,7 @@ impl Dialect {
         poll: &ClusterPoll,
         token: LeaseToken,
         [age, attempt_age]: [Duration; 2],
+        is_first: bool,
     ) -> ScriptCall {
         let shard = poll.shard();
         let keys = vec![
@@ -209,6 +211,7 @@ impl Dialect {
             self.epoch_ttl(),
             flag(self.shares_polls),
             number(millis(attempt_age)),
+            flag(is_first),
         ];
         ScriptCall { script: EngineScript::Adopt, keys, args }
     }

@@ -1,11 +1,12 @@
 -- Takes the lease of a poll that a replica makes already, if no living sibling has it, and the key was not rejected since
--- its attempt began. Counts as a beat.
+-- its attempt began. Counts as a beat. Answers F if the engine should know the replica and does not.
 -- KEYS: channel, members, domain, poll
 -- ARGV: me, token, epoch if there is none, lease, age, takeover, lease time, lifetime of the domain, polls?,
---       age of the attempt
+--       age of the attempt, before the first beat?
 local me, token, takeover = ARGV[1], ARGV[2], tonumber(ARGV[6])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if ARGV[11] ~= '1' and not redis.call('ZSCORE', KEYS[2], me) then return {'F'} end
 redis.call('ZADD', KEYS[2], now, me)
 redis.call('PEXPIRE', KEYS[2], 3600000)
 local domain = redis.call('HMGET', KEYS[3], 'e', 'd')

@@ -210,7 +210,7 @@ async fn a_user_with_the_documented_rights_alone_is_enough() {
     assert!(matches!(b.claim(&of_b, 1).await, EngineAnswer::Held { .. }));
     let name = of_a.name;
     let (spec, token, age) = (Arc::clone(&of_a), a.token(1), Duration::from_millis(5));
-    let adopted = a.call(EngineCall::Adopt { spec, token, age, attempt_age: age }).await;
+    let adopted = a.call(EngineCall::Adopt { spec, token, age, attempt_age: age, is_first: false }).await;
     let EngineAnswer::Adopted { is_mine: true, guests, .. } = adopted else { panic!("{adopted:?}") };
     assert_eq!(guests, [b.name]);
     assert!(matches!(a.call(EngineCall::Note(name, token, true)).await, EngineAnswer::Done(_)));
@@ -267,10 +267,17 @@ async fn after_a_flush_the_engine_answers_flushed_until_the_next_beat() {
     assert!(matches!(a.claim(&of_a, 1).await, EngineAnswer::Granted(_)));
     assert!(engine.command("FLUSHALL").starts_with("+OK"));
     assert!(matches!(a.claim(&of_a, 2).await, EngineAnswer::Flushed));
+    let adopt = |token, is_first| {
+        let (spec, age) = (Arc::clone(&of_a), Duration::from_secs(1));
+        EngineCall::Adopt { spec, token, age, attempt_age: age, is_first }
+    };
+    assert!(matches!(a.call(adopt(a.token(1), false)).await, EngineAnswer::Flushed));
     assert!(matches!(a.call(EngineCall::Beat(None)).await, EngineAnswer::Flushed));
     assert!(matches!(a.call(EngineCall::Beat(None)).await, EngineAnswer::Done(_)));
-    let (spec, token, age) = (Arc::clone(&of_a), a.token(1), Duration::from_secs(1));
-    let adopted = a.call(EngineCall::Adopt { spec, token, age, attempt_age: age }).await;
+    let adopted = a.call(adopt(a.token(1), false)).await;
+    assert!(matches!(adopted, EngineAnswer::Adopted { is_mine: true, .. }), "{adopted:?}");
+    assert!(engine.command("FLUSHALL").starts_with("+OK"));
+    let adopted = a.call(adopt(a.token(1), true)).await;
     assert!(matches!(adopted, EngineAnswer::Adopted { is_mine: true, .. }), "{adopted:?}");
 }
 

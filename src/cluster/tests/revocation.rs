@@ -28,7 +28,7 @@ async fn an_attempt_that_began_before_a_rejection_is_not_landed_and_not_adopted(
     for (attempt_age, is_new) in [(Duration::from_secs(60), false), (Duration::ZERO, true)] {
         tokio::time::sleep(Duration::from_millis(5)).await;
         let (spec, age) = (Arc::clone(&of_a), Duration::from_secs(60));
-        let adopted = a.call(EngineCall::Adopt { spec, token, age, attempt_age }).await;
+        let adopted = a.call(EngineCall::Adopt { spec, token, age, attempt_age, is_first: false }).await;
         let EngineAnswer::Adopted { is_mine, .. } = adopted else { panic!("{adopted:?}") };
         assert_eq!(is_mine, is_new, "{attempt_age:?}");
         a.call(landing(&of_a, token, attempt_age)).await;

@@ -48,7 +48,8 @@ impl Siblings {
         let (token, age) = (poll.token, now.saturating_duration_since(poll.opened_at));
         let attempt_age = now.saturating_duration_since(poll.began_at());
         let spec = Arc::clone(&poll.spec);
-        let call = self.call(EngineCall::Adopt { spec, token, age, attempt_age });
+        let is_first = !self.link.has_beaten();
+        let call = self.call(EngineCall::Adopt { spec, token, age, attempt_age, is_first });
         self.calls.insert(call, (name, token));
         Some(call)
     }
@@ -73,6 +74,19 @@ impl Siblings {
         if let Some(refused) = asked.flatten().filter(|_| self.draining.is_none()) {
             self.adopt(name, now);
             self.polls.change(name, |poll| poll.own_mut().into_iter().for_each(|own| own.refused = refused));
+        }
+    }
+
+    /// Asks once more for a lease that the engine did not give, because it lost its memory.
+    pub(super) fn adopt_unknown(&mut self, name: PollName, call: CallId, now: Instant) {
+        let is_asked = self.polls.change(name, |poll| {
+            let own = poll.own_mut()?;
+            own.asked.take_if(|asked| *asked == call);
+            own.asked
+        });
+        if is_asked.flatten().is_none() {
+            self.beat(None, now); // the loss of memory was known already, and this one is another
+            self.adopt(name, now);
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Siblings;
-use super::link::MAX_PATIENCE;
+use super::link::{MAX_PATIENCE, SILENCE};
 use super::members::jitter;
 use super::outbox::Letter;
 use super::shared_poll::{OwnRun, SharePhase, SharedPoll, SiblingResult};
@@ -148,7 +148,12 @@ impl Siblings {
     pub(super) fn answered(&mut self, call: CallId, answer: EngineAnswer, now: Instant) {
         if let EngineAnswer::Done(time) = answer {
             self.outbox.answered(call);
-            return self.link.beat_answered(call, time, self.config.patience, now);
+            let is_ahead = self.link.is_ahead(time, self.config.takeover / 2, now);
+            self.link.beat_answered(call, time, self.config.patience, now);
+            if is_ahead {
+                self.adopt_all(now); // P3: by its clock this replica was silent, and claims took its leases
+            }
+            return;
         }
         let Some((name, token)) = self.calls.remove(&call) else {
             if matches!(answer, EngineAnswer::Flushed) && self.link.lost_membership(call) {
@@ -197,15 +202,9 @@ impl Siblings {
             EngineAnswer::Flushed => {
                 self.call(EngineCall::Flushed);
                 self.engine_flushed(now);
-                if !is_ours {
-                    self.delay(name, now + ASK_AGAIN, None, now);
-                } else if self
-                    .polls
-                    .get(name)
-                    .and_then(SharedPoll::own)
-                    .is_some_and(|own| own.asked.is_none())
-                {
-                    self.adopt(name, now);
+                match is_ours {
+                    true => self.adopt_unknown(name, call, now),
+                    false => self.delay(name, now + ASK_AGAIN, None, now),
                 }
             }
             // P3: the poll began without an answer, and no replica has its lease.
@@ -397,9 +396,10 @@ impl Siblings {
         self.flushed_at.map(|at| at + ASK_AGAIN).filter(|until| *until > now)
     }
 
-    /// Returns whether a new poll waits for the engine.
-    pub(super) fn asks_first(&self) -> bool {
-        self.link.state() == LinkState::Near
+    /// Returns whether a new poll waits for the engine. The last snapshots of a drain have no time for a silent one (P2).
+    pub(super) fn asks_first(&self, now: Instant) -> bool {
+        let is_ending = self.draining.is_some_and(|until| until < now + SILENCE);
+        self.link.state() == LinkState::Near && !is_ending
     }
 }
 

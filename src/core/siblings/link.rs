@@ -97,6 +97,11 @@ impl EngineLink {
         }
     }
 
+    /// Returns whether the first beat of this link was sent. Since then the engine knows this replica, or lost its memory.
+    pub(super) fn has_beaten(&self) -> bool {
+        self.first_beat.is_some()
+    }
+
     pub(super) fn beat_sent(&mut self, call: CallId, interval: Duration, now: Instant) {
         self.first_beat.get_or_insert(call);
         if self.beat.is_none() {
@@ -121,6 +126,11 @@ impl EngineLink {
         } else if now > sent_at + MAX_PATIENCE {
             self.far_since.get_or_insert(now);
         }
+    }
+
+    /// Returns whether the clock of the engine went ahead by more than this time since its last answer.
+    pub(super) fn is_ahead(&self, time: EngineTime, limit: Duration, now: Instant) -> bool {
+        self.engine_now(now).is_some_and(|EngineTime(expected)| time.0 > expected + limit)
     }
 
     /// Records that the engine did not know this replica when it beat. Returns whether it should have.

@@ -88,7 +88,7 @@ use crate::core::job::KeyDomain;
 /// | phase | event | next |
 /// | --- | --- | --- |
 /// | | `Open`, the link is near | `Asking`: `Claim` |
-/// | | `Open`, the link is far or apart | `Ours` without a lease |
+/// | | `Open`, the link is far or apart, or a drain ends within 1 s | `Ours` without a lease |
 /// | | `Open`, the engine lost its memory less than 0.1 s ago | `Delayed` until then: siblings adopt their polls |
 /// | | `Open`, this replica makes the poll for guests | `Ours`, for both |
 /// | | `Open`, the name is in use, or there are too many polls | made alone, without the engine |
@@ -314,7 +314,7 @@ impl Siblings {
         self.next_number += 1;
         self.polls.insert(SharedPoll::new(spec, id, token, now));
         match self.flush_ends(now) {
-            _ if !self.asks_first() => self.start_alone(name, now),
+            _ if !self.asks_first(now) => self.start_alone(name, now),
             Some(until) => self.delay(name, until, None, now),
             None => self.claim(name, None, now),
         }

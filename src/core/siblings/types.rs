@@ -205,7 +205,8 @@ pub enum SiblingOutput {
 pub enum EngineCall {
     /// Asks for the lease of a poll. Answers: `Known`, `Held`, `Vacant`, `Granted`, `Flushed`.
     Claim(ClaimRequest),
-    /// Takes the lease of a poll that this replica makes already, if it is vacant. Counts as a beat. Answer: `Adopted`.
+    /// Takes the lease of a poll that this replica makes already, if it is vacant. Counts as a beat. Answers: `Adopted`, or
+    /// `Flushed` if the engine should know this replica and does not.
     Adopt {
         /// The poll.
         spec: Arc<ShareSpec>,
@@ -215,6 +216,8 @@ pub enum EngineCall {
         age: Duration,
         /// Time since its newest attempt began. After a later rejection of the key the lease is not given.
         attempt_age: Duration,
+        /// Whether it comes before the first beat of the link: the engine does not know this replica yet.
+        is_first: bool,
     },
     /// Stores and publishes the result of a poll, and ends its lease if the token has it.
     Land {

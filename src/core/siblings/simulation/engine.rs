@@ -60,7 +60,10 @@ impl EngineModel {
         let done = EngineAnswer::Done(EngineTime(now));
         match call {
             EngineCall::Claim(request) => self.claim(me, &request, now),
-            EngineCall::Adopt { spec, token, age, attempt_age } => {
+            EngineCall::Adopt { is_first: false, .. } if !self.members.contains_key(&me) => {
+                (EngineAnswer::Flushed, Vec::new())
+            }
+            EngineCall::Adopt { spec, token, age, attempt_age, .. } => {
                 self.adopt(me, &spec, token, [age, attempt_age], now)
             }
             EngineCall::Land { spec, token, epoch, attempt_age, outcome, sent_at } => {

@@ -44,8 +44,10 @@ use crate::core::sweep::{SeedOnPanic, seeds, setting};
 const HOLD: Duration = Duration::from_secs(120);
 
 /// Seeds that failed once.
-const REGRESSION_SEEDS: [u64; 14] =
-    [375, 497, 5219, 8015, 9375, 9846, 11_765, 18_958, 27_722, 40_871, 51_570, 62_510, 80_040, 81_895];
+const REGRESSION_SEEDS: [u64; 18] = [
+    375, 497, 5219, 8015, 9375, 9846, 11_765, 18_958, 27_722, 40_871, 51_570, 62_510, 80_040, 81_895,
+    103_412, 103_617, 105_109, 105_681,
+];
 
 #[test]
 fn no_client_of_several_replicas_is_worse_off_than_alone() {

@@ -72,6 +72,10 @@ impl World {
             ToEngine::Call(call, command) => {
                 self.trace(|| format!("engine: {n} {call:?} {command:?}"));
                 let attempts = attempts_of(&command);
+                if let EngineCall::Refuse { domain, sent_at: None, .. } = &command {
+                    // Its time on the way is unknown before the first answer of a link: the rejection counts as of now.
+                    self.revoked_at.insert(domain.0[0], self.now);
+                }
                 let (answer, messages) = self.engine.execute(me, command, time);
                 for message in &messages {
                     if let SiblingMessage::Landed(_, _, epoch, _) = message {
@@ -228,15 +232,21 @@ impl World {
             }
             Fault::ClockJump(is_ahead, time) => {
                 self.disturb(now, BEAT, Lateness::default());
+                if !is_ahead {
+                    // P11 before P3: attempts that began so much later count as older than the rejection.
+                    self.revoked_at.values_mut().for_each(|at| *at += time);
+                }
                 self.clock_ahead =
                     if is_ahead { self.clock_ahead + time } else { self.clock_ahead.saturating_sub(time) };
             }
             Fault::Flush => {
-                self.disturb(now, BEAT, Lateness::steady(ASK_AGAIN));
+                // New polls wait from the moment at which a beat or a claim finds the loss.
+                self.disturb(now, BEAT + self.lag() + ASK_AGAIN, Lateness::steady(ASK_AGAIN));
                 self.engine.flush();
             }
             Fault::EngineFar(time, far) => {
-                self.disturb(now, time, Lateness::steady(far + PATIENCE));
+                // The last call sent meanwhile holds up those behind it: each way of a link keeps its order.
+                self.disturb(now, time + far / 2, Lateness::steady(far + PATIENCE));
                 self.far = (now + time, far);
             }
             Fault::Refuse(number, n) => {

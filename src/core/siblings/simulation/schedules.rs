@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::plan::{Fault, SweepPlan};
 use super::{HOLD, World};
-use crate::core::coalescer::Pace;
+use crate::core::coalescer::{Pace, Proof};
 use crate::core::route::Goal;
 use crate::core::sweep::seeds;
 
@@ -28,9 +28,13 @@ fn ms(millis: u64) -> Duration {
 
 /// Runs a plan. The oracle checks each answer and the end.
 fn run(plan: SweepPlan) -> World {
+    run_with(plan, 1)
+}
+
+fn run_with(plan: SweepPlan, seed: u64) -> World {
     let reaches = plan.jobs[0].steps.reaches_at(3).expect("the job ends");
     let last = plan.clients.iter().map(|client| client.leaves.unwrap_or(client.arrives)).max();
-    let mut world = World::with_plan(plan, fastrand::Rng::with_seed(1), false);
+    let mut world = World::with_plan(plan, fastrand::Rng::with_seed(seed), false);
     world.end = reaches.max(FAULT_AT * 4).max(last.unwrap_or_default()) + FAULT_AT * 2;
     world.run();
     world.check_end();
@@ -151,6 +155,79 @@ fn a_poll_that_outlives_a_holder_has_its_lease() {
     plan.clients[1].arrives = jump_at + ms(2);
     plan.clients[1].leaves = Some(FAULT_AT * 5);
     assert_eq!(calls(&run(plan)), 2);
+    // The replica that got the lease by this dies. The holder does not know that it had lost it.
+    let jump = Fault::ClockJump(true, ms(4_824));
+    let mut plan = SweepPlan::crowd(2, ms(100_000), vec![(jump_at, jump), (FAULT_AT * 4, Fault::Kill(1))]);
+    plan.clients[1].arrives = jump_at + ms(2);
+    run(plan);
+}
+
+/// P3: the poll that begins while the engine is far is adopted by an engine that has forgotten the replica.
+#[test]
+fn a_loss_of_memory_that_an_adoption_meets_first_costs_no_lease() {
+    let far = Fault::EngineFar(ms(8_000), ms(300));
+    let faults = vec![(FAULT_AT, far), (FAULT_AT + ms(2_200), Fault::Flush)];
+    let mut plan = SweepPlan::crowd(2, ms(60_000), faults);
+    plan.replicas = 1;
+    (plan.clients[1].replica, plan.clients[1].goal) = (0, Some(2));
+    plan.clients[1].arrives = FAULT_AT + ms(2_210);
+    run(plan);
+}
+
+/// P1: the claim waits 0.1 s for the members to come back after the loss of memory, and loses its link in that time.
+#[test]
+fn a_link_that_breaks_while_a_claim_waits_for_the_members_delays_it_by_its_own_bound() {
+    let (flush, cut) = ((ms(5_600), Fault::Flush), (ms(5_720), Fault::Cut(0, ms(2_183))));
+    let mut plan = SweepPlan::crowd(1, ms(60_000), vec![flush, cut]);
+    (plan.clients[0].goal, plan.clients[0].arrives) = (Some(0), ms(5_700));
+    let late = run(plan).plan.clients[0].settled.unwrap() - ms(5_700);
+    assert!(late > ms(500) && late <= ms(20) + ms(20) + ms(1_000) + ms(10), "{late:?}");
+}
+
+/// P1: a call that was sent while the engine was far holds up those behind it for as long as it is on its way.
+#[test]
+fn a_claim_behind_a_call_to_a_far_engine_waits_for_it_or_for_the_patience() {
+    for arrives in (610..700).step_by(10).map(|after| FAULT_AT + ms(after)) {
+        let far = Fault::EngineFar(ms(500), ms(400));
+        let mut plan = SweepPlan::crowd(1, ms(60_000), vec![(FAULT_AT + ms(100), far)]);
+        (plan.clients[0].goal, plan.clients[0].arrives) = (Some(0), arrives);
+        let late = run(plan).plan.clients[0].settled.unwrap() - arrives;
+        assert!(late <= ms(50) + ms(10), "{late:?}");
+    }
+}
+
+/// P7: the answer of a held poll is lost with its connection. Until the connection fails, its silence proves the older
+/// state.
+#[test]
+fn a_held_poll_whose_answer_is_lost_proves_the_state_before_it() {
+    let mut shown_old = 0;
+    for seed in 0..48 {
+        let mut plan = SweepPlan::crowd(3, ms(14_000), Vec::new());
+        (plan.replicas, plan.is_failing) = (1, true);
+        plan.jobs[0].steps.0[0].1 = 2;
+        for (client, arrives) in plan.clients.iter_mut().zip([5_000, 13_000, 15_000]) {
+            (client.replica, client.arrives) = (0, ms(arrives));
+            client.goal = Some(2);
+            client.proof = Proof::Within(ms(30_000));
+        }
+        plan.clients[0].goal = Some(3);
+        let world = run_with(plan, seed);
+        let settled = |client: usize| world.plan.clients[client].settled;
+        shown_old += u32::from(settled(2) == Some(ms(15_000)) && settled(0) > settled(2));
+    }
+    assert!(shown_old > 0);
+}
+
+/// P2: an upstream 60 ms away, and a drain that is over soon after.
+#[test]
+fn a_short_drain_does_not_wait_for_a_far_engine() {
+    for time in [30, 72, 130, 300] {
+        let far = (FAULT_AT - ms(100), Fault::EngineFar(ms(8_000), ms(135)));
+        let mut plan = SweepPlan::crowd(2, ms(60_000), vec![far, (FAULT_AT, Fault::Drain(0, ms(time)))]);
+        plan.hop = ms(30);
+        let settled = run(plan).plan.clients[0].settled.unwrap();
+        assert!(settled <= FAULT_AT + ms(time).min(ms(90)), "{time}: {settled:?}");
+    }
 }
 
 /// Calls of one and of three replicas for a job of two minutes at an upstream that never holds. docs/replicas.md has the

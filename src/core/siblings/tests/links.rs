@@ -196,6 +196,49 @@ fn a_beat_finds_the_engine_without_memory() {
     assert_eq!(gateway.take(), ["flushed", "adopt"]);
 }
 
+/// P3: a claim or a beat would find it later, or never: an adoption that counted as a beat hid the loss.
+#[test]
+fn an_adoption_finds_the_engine_without_memory() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    gateway.message(SiblingMessage::Left(name(1), token(1)));
+    assert_eq!(gateway.take(), ["adopt"]);
+    gateway.answer("adopt", EngineAnswer::Flushed);
+    assert_eq!(gateway.take(), ["flushed", "adopt"]);
+    gateway.answer("adopt", EngineAnswer::Flushed); // it lost its memory twice within 0.1 s
+    assert_eq!(gateway.take(), ["flushed", "adopt"]);
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: true, epoch: EPOCH, guests: Vec::new() });
+    assert_eq!(gateway.take(), Vec::<String>::new());
+}
+
+/// P3: beats count as older than they are, so that a claim may have taken the leases.
+#[test]
+fn an_engine_whose_clock_went_ahead_is_asked_for_the_leases() {
+    for (ahead, asked) in [(999, 0), (1_001, 1)] {
+        let mut gateway = Gateway::linked();
+        gateway.open_granted(1);
+        gateway.is_engine_up = false;
+        gateway.pass(ms(500));
+        let time = gateway.now.saturating_duration_since(gateway.zero) + ms(ahead);
+        gateway.answer("beat", EngineAnswer::Done(EngineTime(time)));
+        assert_eq!(gateway.take(), vec!["adopt"; asked], "{ahead}");
+    }
+}
+
+#[test]
+fn only_the_adoptions_before_the_first_beat_of_a_link_make_the_replica_known() {
+    let is_first = |gateway: &Gateway| match gateway.calls["adopt"].1 {
+        EngineCall::Adopt { is_first, .. } => is_first,
+        ref call => panic!("{call:?}"),
+    };
+    let mut gateway = Gateway::alone();
+    gateway.open(1);
+    gateway.link_up(ME);
+    assert!(is_first(&gateway));
+    gateway.message(SiblingMessage::Flushed);
+    assert!(!is_first(&gateway));
+}
+
 #[test]
 fn the_first_beat_of_a_link_proves_no_loss_of_memory() {
     let mut gateway = Gateway::alone();

@@ -318,3 +318,15 @@ fn a_poll_that_began_without_an_answer_takes_a_lease_that_the_late_answer_finds_
     gateway.answer("look", EngineAnswer::Vacant);
     assert_eq!(gateway.take(), ["adopt"]);
 }
+
+/// P2
+#[test]
+fn the_last_snapshots_of_a_drain_do_not_wait_for_the_engine() {
+    let mut gateway = Gateway::linked();
+    gateway.input(SiblingInput::Drain(gateway.now + ms(3_000)));
+    gateway.open(1);
+    assert_eq!(gateway.take(), ["claim"]);
+    gateway.pass(ms(2_001));
+    gateway.open(2);
+    assert!(gateway.take().ends_with(&["start 2".to_owned(), "adopt".to_owned()]));
+}
