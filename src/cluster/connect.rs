@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -67,7 +68,23 @@ pub(super) struct ServerConnection {
 pub(super) struct EngineConnection {
     pub(super) nodes: EngineNodes,
     pub(super) pushes: mpsc::Receiver<PushInfo>,
+    /// Whether a message found the channel full, and is lost.
+    pub(super) has_lost: Arc<AtomicBool>,
     pub(super) driver: ConnectionDriver,
+}
+
+/// Channel of the messages of all servers.
+#[derive(Clone)]
+pub(super) struct PushSink {
+    pub(super) sender: mpsc::Sender<PushInfo>,
+    pub(super) has_lost: Arc<AtomicBool>,
+}
+
+impl PushSink {
+    /// Passes a message on, or notes that it is lost: the crate drops this error.
+    fn send(&self, push: PushInfo) -> Result<(), mpsc::error::TrySendError<PushInfo>> {
+        self.sender.try_send(push).inspect_err(|_| self.has_lost.store(true, Ordering::Relaxed))
+    }
 }
 
 /// Ways of commands to the owners of their shards.
@@ -80,7 +97,7 @@ impl EngineConnection {
     /// Joins connections to the owners of these shards, which share the channel of messages.
     pub(super) fn new(
         servers: Vec<(ServerConnection, Vec<ShardIndex>)>,
-        pushes: mpsc::Receiver<PushInfo>,
+        (pushes, has_lost): (mpsc::Receiver<PushInfo>, Arc<AtomicBool>),
     ) -> Self {
         let mut nodes = EngineNodes { all: Vec::new(), of_shard: [0; SHARDS as usize] };
         let mut drivers = FuturesUnordered::new();
@@ -90,7 +107,7 @@ impl EngineConnection {
             drivers.push(server.driver);
         }
         let driver = Box::pin(async move { _ = drivers.next().await });
-        Self { nodes, pushes, driver }
+        Self { nodes, pushes, has_lost, driver }
     }
 }
 
@@ -113,7 +130,7 @@ impl EngineNodes {
 pub(super) async fn connect(
     url: &EngineUrl,
     tls: Option<&Arc<rustls::ClientConfig>>,
-    pushes: mpsc::Sender<PushInfo>,
+    pushes: PushSink,
 ) -> Result<ServerConnection, ConnectError> {
     match tokio::time::timeout(CONNECT_TIMEOUT, connect_without_timeout(url, tls, pushes)).await {
         Ok(connected) => connected,
@@ -124,7 +141,7 @@ pub(super) async fn connect(
 async fn connect_without_timeout(
     url: &EngineUrl,
     tls: Option<&Arc<rustls::ClientConfig>>,
-    pushes: mpsc::Sender<PushInfo>,
+    pushes: PushSink,
 ) -> Result<ServerConnection, ConnectError> {
     let tcp = TcpStream::connect((url.host.as_str(), url.port)).await?;
     tcp.set_nodelay(true)?;
@@ -140,12 +157,12 @@ async fn connect_without_timeout(
     if let Some(user) = &url.user {
         greeting = greeting.set_username(user);
     }
-    // A full channel loses a message. The link sees that it is full and ends.
+    // A full channel loses a message. The link ends then.
     let settings = AsyncConnectionConfig::new()
         .set_response_timeout(None)
         .set_connection_timeout(None)
         .set_pipeline_buffer_size(PIPELINE)
-        .set_push_sender(move |push| pushes.try_send(push));
+        .set_push_sender(move |push| pushes.send(push));
     let (commands, driver): (_, ConnectionDriver) = match tls.filter(|_| url.is_tls) {
         Some(tls) => {
             let name = ServerName::try_from(url.host.clone()).map_err(|_| ConnectError::HostName)?;

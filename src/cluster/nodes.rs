@@ -11,7 +11,7 @@ use futures_util::future::try_join_all;
 use redis::{RedisError, Value};
 use tokio::sync::mpsc;
 
-use super::connect::{ConnectError, EngineConnection, MAX_PUSHES, ServerConnection, connect};
+use super::connect::{ConnectError, EngineConnection, MAX_PUSHES, PushSink, ServerConnection, connect};
 use super::link::send;
 use super::names::ShardIndex;
 use crate::config::{ClusterConfig, EngineMode, EngineUrl};
@@ -54,13 +54,15 @@ impl EngineServers {
             EngineMode::Cluster => self.owners().await?,
         };
         let (tls, (sender, pushes)) = (self.tls.as_ref(), mpsc::channel(MAX_PUSHES));
+        let sink = PushSink { sender, has_lost: Arc::default() };
+        let messages = (pushes, Arc::clone(&sink.has_lost));
         let open = |owner: ShardOwner| {
-            let sender = sender.clone();
-            async move { Ok::<_, ConnectError>((connect(&owner.url, tls, sender).await?, owner.shards)) }
+            let sink = sink.clone();
+            async move { Ok::<_, ConnectError>((connect(&owner.url, tls, sink).await?, owner.shards)) }
         };
         let engine = owners.iter().map(|owner| owner.url.to_string()).collect::<Vec<_>>().join(" ");
         tracing::debug!(engine, "connecting to the engine");
-        Ok(EngineConnection::new(try_join_all(owners.into_iter().map(open)).await?, pushes))
+        Ok(EngineConnection::new(try_join_all(owners.into_iter().map(open)).await?, messages))
     }
 
     /// Asks one sentinel after the other. A sentinel may need the credentials of the engine, or accept none.
@@ -107,7 +109,7 @@ impl EngineServers {
 
     async fn ask(&self, server: &EngineUrl, question: redis::Cmd) -> Result<Value, ConnectError> {
         let asking = async {
-            let without_pushes = mpsc::channel(1).0;
+            let without_pushes = PushSink { sender: mpsc::channel(1).0, has_lost: Arc::default() };
             let ServerConnection { commands, mut driver } =
                 connect(server, self.tls.as_ref(), without_pushes).await?;
             // Cancel safe: both ends of the connection are given up together.

@@ -177,7 +177,8 @@ impl<'l> LinkSession<'l> {
     }
 
     fn check(&mut self) -> Result<(), LinkEnd> {
-        let is_full = self.connection.pushes.capacity() == 0 || self.pending.len() > MAX_CALLS;
+        let has_lost = self.connection.has_lost.load(Ordering::Relaxed);
+        let is_full = has_lost || self.pending.len() > MAX_CALLS;
         if is_full || self.shared.has_overflow.load(Ordering::Relaxed) {
             return Err(LinkEnd::Overflow);
         }
