@@ -17,7 +17,7 @@
 
 use std::hash::Hash;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use foldhash::quality::RandomState;
@@ -43,11 +43,12 @@ pub struct KeyProof {
 #[derive(Debug)]
 pub(super) struct KeyTable {
     records: moka::sync::Cache<KeyDomain, KeyRecord, RandomState>,
-    /// The list format of each key on each route.
+    /// The list format of each key on each route. Arrays, the most common format, are kept with `[cluster]` only.
     list_shapes: moka::sync::Cache<(KeyDomain, RouteIndex), Arc<ListShape>, RandomState>,
     /// Serialises changes, so that an acceptance in progress cannot undo a rejection.
     write_lock: Mutex<()>,
     next_epoch: AtomicU64,
+    keeps_arrays: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +69,7 @@ impl KeyTable {
             list_shapes: bounded(),
             write_lock: Mutex::new(()),
             next_epoch: AtomicU64::new(0),
+            keeps_arrays: AtomicBool::new(false),
         }
     }
 
@@ -132,8 +134,15 @@ impl KeyTable {
         self.list_shapes.get(&(domain, route))
     }
 
+    pub(super) fn keep_array_shapes(&self) {
+        self.keeps_arrays.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn set_list_shape(&self, domain: KeyDomain, route: RouteIndex, shape: &ListShape) {
         let key = (domain, route);
+        if *shape == ListShape::Array && !self.keeps_arrays.load(Ordering::Relaxed) {
+            return self.list_shapes.invalidate(&key);
+        }
         if self.list_shapes.get(&key).is_none_or(|known| *known != *shape) {
             self.list_shapes.insert(key, Arc::new(shape.clone()));
         }

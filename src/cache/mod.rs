@@ -284,6 +284,11 @@ impl Cache {
         self.keys.known_list_shape(domain, route)
     }
 
+    /// From now on also keeps the formats that are arrays: replicas need to know that a list was seen.
+    pub fn keep_array_shapes(&self) {
+        self.keys.keep_array_shapes();
+    }
+
     /// Records the format of a list that the upstream sent to this key.
     pub fn set_list_shape(&self, domain: KeyDomain, route: RouteIndex, shape: &ListShape) {
         self.keys.set_list_shape(domain, route, shape);
@@ -611,6 +616,7 @@ mod tests {
     #[test]
     fn each_key_has_the_format_of_its_newest_list_on_each_route() {
         let (cache, [first, second]) = (cache(), [RouteIndex(0), RouteIndex(1)]);
+        cache.keep_array_shapes();
         let shape = |name: &str| ListShape::Wrapped(name.to_owned());
         for (domain, route, newest) in [
             (ALICE, first, shape("a")),

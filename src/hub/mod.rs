@@ -209,6 +209,9 @@ impl Hub {
         let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
         let (machines, scheduler) = (Machines::new(config, routes), scheduler_config(&config.upstream));
         let sharing = sharing.map(|deps| Box::new(PollSharing::new(deps)));
+        if sharing.is_some() {
+            deps.cache.keep_array_shapes();
+        }
         let handover = sharing.as_ref().map(|sharing| sharing.handover());
         let task = HubTask::new(machines, scheduler, limits.max_waits_per_key, deps, sharing);
         let (inspections, inspect_inbox) = mpsc::channel(MAX_INSPECTIONS);
