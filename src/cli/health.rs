@@ -1,13 +1,12 @@
 //! `clipgate health`: the health check of containers and orchestrators.
 
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use http::StatusCode;
 
-use super::admin_config;
+use super::admin_config::AdminArgs;
 use super::error::{CommandError, UsageError, chain};
 use crate::admin::probe::{Check, probe};
 use crate::config::Listen;
@@ -27,12 +26,8 @@ without an admin listener.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub(super) struct Args {
-    /// Configuration file
-    #[arg(short, long, value_name = "FILE", env = "CLIPGATE_CONFIG")]
-    pub config: Option<PathBuf>,
-    /// Address of the admin listener, replaces admin.listen (HOST:PORT or unix:PATH)
-    #[arg(long, value_name = "ADDRESS")]
-    pub admin: Option<String>,
+    #[command(flatten)]
+    listener: AdminArgs,
     /// Check only that the process responds, not that it accepts requests
     #[arg(long)]
     pub live: bool,
@@ -42,7 +37,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
-    let listen = match admin_config::load(args.config.as_deref(), args.admin.as_deref())?.admin.listen {
+    let listen = match args.listener.load()?.admin.listen {
         Some(Listen::Tcp(address)) if address.port() == 0 => {
             return Err(unavailable("admin.listen has port 0, so the port is unknown: use --admin"));
         }

@@ -11,7 +11,6 @@
 //! | `screen` | the drawing of a report |
 
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -25,8 +24,9 @@ use tokio::sync::mpsc;
 use self::report::{GatewayReport, HistorySample, Rates};
 use self::screen::TopView;
 use crate::admin::probe::fetch;
+use crate::cli::admin_config::AdminArgs;
+use crate::cli::api_key;
 use crate::cli::error::{CommandError, UsageError, chain};
-use crate::cli::{admin_config, api_key};
 use crate::config::Listen;
 use crate::secret::Secret;
 
@@ -60,12 +60,8 @@ configuration.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub(super) struct Args {
-    /// Configuration file
-    #[arg(short, long, value_name = "FILE", env = "CLIPGATE_CONFIG")]
-    pub config: Option<PathBuf>,
-    /// Address of the admin listener, replaces admin.listen (HOST:PORT or unix:PATH)
-    #[arg(long, value_name = "ADDRESS")]
-    pub admin: Option<String>,
+    #[command(flatten)]
+    listener: AdminArgs,
     /// Token of the admin listener: env:NAME or file:PATH [default: admin.token]
     #[arg(long, value_name = "SOURCE")]
     pub token: Option<String>,
@@ -91,7 +87,7 @@ struct ReportSource {
 
 impl ReportSource {
     fn new(args: &Args) -> Result<Self, CommandError> {
-        let config = admin_config::load(args.config.as_deref(), args.admin.as_deref())?;
+        let config = args.listener.load()?;
         let token = match &args.token {
             Some(source) => api_key::secret("--token", source)?,
             None => config.admin.token,
