@@ -140,11 +140,12 @@ impl KeyTable {
 
     pub(super) fn set_list_shape(&self, domain: KeyDomain, route: RouteIndex, shape: &ListShape) {
         let key = (domain, route);
-        if *shape == ListShape::Array && !self.keeps_arrays.load(Ordering::Relaxed) {
-            return self.list_shapes.invalidate(&key);
-        }
-        if self.list_shapes.get(&key).is_none_or(|known| *known != *shape) {
-            self.list_shapes.insert(key, Arc::new(shape.clone()));
+        let is_kept = *shape != ListShape::Array || self.keeps_arrays.load(Ordering::Relaxed);
+        match self.list_shapes.get(&key) {
+            None if !is_kept => {}
+            Some(_) if !is_kept => self.list_shapes.invalidate(&key),
+            Some(known) if *known == *shape => {}
+            Some(_) | None => self.list_shapes.insert(key, Arc::new(shape.clone())),
         }
     }
 
