@@ -80,7 +80,7 @@ impl LinkTask {
                 Ok::<_, ConnectError>((connection, name, scripts))
             };
             let Some(attempt) = while_open(&mut self.commands, attempt).await else { return };
-            let attempted_at = clock::now();
+            let (attempted_at, mut is_steady) = (clock::now(), false);
             let end = match attempt {
                 Ok((connection, name, scripts)) => {
                     let id = self.shared.dialect.names.id();
@@ -95,8 +95,9 @@ impl LinkTask {
                     {
                         return;
                     }
-                    // A link that the engine ends at once is no better than none.
-                    if clock::now() >= attempted_at + STEADY {
+                    // A shorter link counts as a failed attempt.
+                    is_steady = clock::now() >= attempted_at + STEADY;
+                    if is_steady {
                         (lost_at, is_down) = (clock::now(), false);
                     }
                     end
@@ -106,7 +107,6 @@ impl LinkTask {
             if !std::mem::replace(&mut is_down, true) {
                 tracing::warn!(error = %end, "no connection to the engine");
             }
-            let is_steady = lost_at >= attempted_at + STEADY;
             let in_restart = clock::now() < lost_at + RESTART;
             pause = if is_steady { Duration::ZERO } else { next_pause(pause, in_restart) };
         }

@@ -195,7 +195,7 @@ impl Cluster {
         self.send(LinkRequest::Resubscribe);
     }
 
-    /// Runs a script and returns its answer. `None`: there is no link, or it ended.
+    /// Runs a script and returns its answer. `None`: the link is down, or ended meanwhile.
     async fn run_script(&self, script: ScriptCall) -> Option<Value> {
         let (reply, answer) = oneshot::channel();
         self.send(LinkRequest::Script(script, reply));
