@@ -121,10 +121,7 @@ impl HubTask {
         // P11: the verdict on the key comes before its states enter the cache.
         match landing.key {
             Some(KeyVerdict::Accepted) => self.key_accepted(domain, began, now),
-            Some(KeyVerdict::Refused) => {
-                self.cache.key_rejected(domain, now);
-                self.machines.handle_all(|| Input::CancelWatches(domain), now);
-            }
+            Some(KeyVerdict::Refused) => self.key_rejected(domain, now),
             Some(KeyVerdict::Forbidden) => self.cache.key_forbidden(domain, &spec.jobs, now),
             None => {}
         }
@@ -165,6 +162,12 @@ impl HubTask {
         {
             key.unproven_waits = Map::default();
         }
+    }
+
+    // P11: all entries of the key are dead, also if a sibling heard the rejection.
+    pub(super) fn key_rejected(&mut self, domain: KeyDomain, now: Instant) {
+        self.cache.key_rejected(domain, now);
+        self.machines.handle_all(|| Input::CancelWatches(domain), now);
     }
 
     /// Returns the time until the last deadline among the waits on a poll. A poll for siblings only has no waits here.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use http::StatusCode;
 
 use super::{AnswerOrigin, PollSharing};
-use crate::core::coalescer::{Input, PollSpec};
+use crate::core::coalescer::PollSpec;
 use crate::core::job::KeyDomain;
 use crate::core::siblings::{EngineAnswer, EngineCall, Removal, ReplicaName, SiblingInput, SiblingMessage};
 use crate::hub::task::HubTask;
@@ -53,7 +53,7 @@ impl HubTask {
     fn message_of_sibling(&mut self, message: &SiblingMessage, now: Instant) {
         match message {
             SiblingMessage::Revoked { by, .. } if by.is_some() && *by == self.own_name() => {}
-            SiblingMessage::Revoked { domain, .. } => self.key_refused_elsewhere(*domain, now),
+            SiblingMessage::Revoked { domain, .. } => self.key_rejected(*domain, now),
             SiblingMessage::Paused(domain, pause) => self.scheduler.pause_by_sibling(*domain, *pause, now),
             SiblingMessage::Removed(removal) if self.is_echo(removal) => {}
             SiblingMessage::Removed(Removal::All) => drop(self.cache.remove_all()),
@@ -77,16 +77,10 @@ impl HubTask {
         found.map(|at| sharing.echoes.remove(at)).is_some()
     }
 
-    // P11: the entries of the key are dead on all replicas.
-    fn key_refused_elsewhere(&mut self, domain: KeyDomain, now: Instant) {
-        self.cache.key_rejected(domain, now);
-        self.machines.handle_all(|| Input::CancelWatches(domain), now);
-    }
-
     /// Records the verdict on a key in a sibling's answer. The sibling publishes a 401 as well.
     pub(super) fn refused_elsewhere(&mut self, spec: &PollSpec, status: u16, now: Instant) {
         match StatusCode::from_u16(status).ok().and_then(key_verdict) {
-            Some(KeyVerdict::Refused) => self.key_refused_elsewhere(spec.domain, now),
+            Some(KeyVerdict::Refused) => self.key_rejected(spec.domain, now),
             Some(KeyVerdict::Forbidden) => self.cache.key_forbidden(spec.domain, &spec.jobs, now),
             Some(KeyVerdict::Accepted) | None => {}
         }

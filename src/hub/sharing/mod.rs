@@ -164,7 +164,7 @@ impl PollSharing {
         }
     }
 
-    /// Returns the replica that makes a poll, this one included. `None`: it is not decided yet, or there is no link.
+    /// Returns the replica that makes a poll, this one included. `None`: the engine has not decided, or the link is down.
     pub(super) fn holder(&self, id: PollId) -> Option<ReplicaName> {
         self.machine.holder(id).or_else(|| self.machine.run(id).and_then(|_| self.machine.name()))
     }
@@ -242,26 +242,27 @@ impl HubTask {
         self.waits_max_age(id).is_some_and(|limit| ages.iter().all(|(_, age)| *age <= limit))
     }
 
+    /// Returns the sharing of a poll. `None`: the poll is not shared.
+    fn sharing_of(&self, id: PollId) -> Option<&PollSharing> {
+        self.sharing.as_deref().filter(|sharing| sharing.offered.contains_key(&id))
+    }
+
+    fn sharing_of_mut(&mut self, id: PollId) -> Option<&mut PollSharing> {
+        self.sharing.as_deref_mut().filter(|sharing| sharing.offered.contains_key(&id))
+    }
+
     /// Carries out the abort of a poll by the coalescer.
     pub(super) fn abort_poll(&mut self, id: PollId, now: Instant) {
-        let Some(sharing) = self.sharing.as_mut().filter(|sharing| sharing.offered.contains_key(&id)) else {
-            return self.cancel_attempts(id, now);
-        };
+        let Some(sharing) = self.sharing_of_mut(id) else { return self.cancel_attempts(id, now) };
         sharing.machine.handle(SiblingInput::Abort(id), now);
-        if sharing.machine.is_running(id) {
-            // It goes on for siblings. One that the quota has refused is not made at all: they claim it.
-            if self.polls.contains_key(&id) {
-                return;
-            }
-            let refused = PollOutcome::Failed(Failure::InvalidResponse(None));
-            sharing.machine.handle(SiblingInput::Ended(id, refused), now);
+        if !sharing.machine.is_running(id) {
+            sharing.remove(id, now);
         }
-        sharing.remove(id, now);
     }
 
     /// Passes the progress of a poll's attempts to the coalescer.
     pub(super) fn report_progress(&mut self, run: PollId, progress: PollProgress, now: Instant) {
-        match self.sharing.as_mut().filter(|sharing| sharing.offered.contains_key(&run)) {
+        match self.sharing_of_mut(run) {
             Some(sharing) => {
                 sharing.machine.handle(SiblingInput::Progress(run, progress), now);
                 self.drain_sharing_outputs(&AnswerOrigin::Own, now);
@@ -272,13 +273,10 @@ impl HubTask {
 
     /// Passes the outcome of a poll's attempts to the coalescer and to siblings.
     pub(super) fn end_poll(&mut self, run: PollId, outcome: PollOutcome, now: Instant) {
-        let local = self.local_poll(run);
-        let Some(sharing) = self.sharing.as_mut().filter(|sharing| sharing.offered.contains_key(&run)) else {
-            return self.settle(run, outcome, now);
-        };
         // An action changed the jobs since the attempt began. The coalescer asks again, and so must siblings.
         let is_outdated = matches!(outcome, PollOutcome::Jobs(_))
-            && local.is_some_and(|local| !self.machines.of_poll(local).may_cache(local));
+            && self.local_poll(run).is_some_and(|local| !self.machines.of_poll(local).may_cache(local));
+        let Some(sharing) = self.sharing_of_mut(run) else { return self.settle(run, outcome, now) };
         let outcome = if is_outdated { PollOutcome::Failed(Failure::InvalidResponse(None)) } else { outcome };
         sharing.machine.handle(SiblingInput::Ended(run, outcome), now);
         self.drain_sharing_outputs(&AnswerOrigin::Own, now);
@@ -289,7 +287,7 @@ impl HubTask {
 
     /// Returns the coalescer's number of a poll that is made here. `None`: it goes on for siblings only.
     pub(super) fn local_poll(&self, run: PollId) -> Option<PollId> {
-        match self.sharing.as_ref().filter(|sharing| sharing.offered.contains_key(&run)) {
+        match self.sharing_of(run) {
             Some(sharing) => sharing.machine.local(run),
             None => Some(run),
         }
@@ -297,7 +295,7 @@ impl HubTask {
 
     /// Returns the number under which a poll of the coalescer is made here.
     pub(super) fn running_poll(&self, local: PollId) -> Option<PollId> {
-        match self.sharing.as_ref().filter(|sharing| sharing.offered.contains_key(&local)) {
+        match self.sharing_of(local) {
             Some(sharing) => sharing.machine.run(local),
             None => Some(local),
         }
