@@ -8,7 +8,7 @@
 //!
 //! Only the ordinary way decides. Its answer depends on:
 //!
-//! | dependency | how an answer that is no longer right is found |
+//! | dependency | detection of an outdated answer |
 //! | --- | --- |
 //! | method, version, TLS, kind of peer, target, `Host`, `Authorization`, `Accept` | part of the key |
 //! | `User-Agent`, `X-Request-Id` | read again, for the access line and the answer |

@@ -84,7 +84,7 @@ impl World {
 
     /// Returns the latest moment for an answer that is due for this job at that one, but for hops.
     ///
-    /// Bounds do not add up: in a storm each fault, and each end of one, begins one bound anew if it comes before the answer.
+    /// The bounds of several faults are not added: each fault before the answer, and each end of one, starts its bound anew.
     fn latest(&self, client: &SweepClient, job: usize, due: Duration) -> Duration {
         let (lag, mut latest) = (self.lag(), due);
         if self.plan.is_failing {
