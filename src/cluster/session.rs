@@ -70,8 +70,34 @@ struct PendingCall {
 /// A call of all shards, whose answers are counted.
 struct Gathered {
     left: u8,
+    has_failed: bool,
     is_flushed: bool,
     time: EngineTime,
+}
+
+impl Gathered {
+    fn new(left: u8) -> Self {
+        Self { left, has_failed: false, is_flushed: false, time: EngineTime(Duration::ZERO) }
+    }
+
+    /// Takes in the answer of a shard, `None` for a failure. Returns whether it is the last one.
+    fn take_in(&mut self, answer: Option<EngineAnswer>) -> bool {
+        self.left -= 1;
+        match answer {
+            Some(EngineAnswer::Done(time)) => self.time = self.time.max(time),
+            Some(_) => self.is_flushed = true,
+            None => self.has_failed = true,
+        }
+        self.left == 0
+    }
+
+    fn into_answer(self) -> Option<EngineAnswer> {
+        match (self.has_failed, self.is_flushed) {
+            (true, _) => None,
+            (false, true) => Some(EngineAnswer::Flushed),
+            (false, false) => Some(EngineAnswer::Done(self.time)),
+        }
+    }
 }
 
 enum SessionEvent {
@@ -150,7 +176,7 @@ impl<'l> LinkSession<'l> {
                 Some(push) = self.connection.pushes.recv() => self.heard(push).await,
                 Some(event) = self.pending.next() => self.answered(event).await,
                 command = commands.recv() => match command {
-                    Some(command) if command.of == self.me => self.execute(command.request),
+                    Some(command) if command.of == self.me => self.execute(command.request).await,
                     Some(_) => Ok(()),
                     None => return self.finish().await,
                 },
@@ -193,9 +219,9 @@ impl<'l> LinkSession<'l> {
         if !was_paused && self.answers.iter().any(is_hung) { Err(end) } else { Ok(()) }
     }
 
-    fn execute(&mut self, request: LinkRequest) -> Result<(), LinkEnd> {
+    async fn execute(&mut self, request: LinkRequest) -> Result<(), LinkEnd> {
         match request {
-            LinkRequest::Call(id, call, poll) => self.call(id, call, poll),
+            LinkRequest::Call(id, call, poll) => self.call(id, call, poll).await?,
             LinkRequest::Script(script, reply) => {
                 if let Some((shard, command)) = self.command(&script) {
                     self.start(shard, command, |answer| SessionEvent::Reply(reply, answer));
@@ -217,28 +243,37 @@ impl<'l> LinkSession<'l> {
         Ok(())
     }
 
-    fn call(&mut self, id: CallId, call: EngineCall, poll: Option<Arc<ClusterPoll>>) {
+    async fn call(
+        &mut self,
+        id: CallId,
+        call: EngineCall,
+        poll: Option<Arc<ClusterPoll>>,
+    ) -> Result<(), LinkEnd> {
         if matches!(call, EngineCall::Beat(_)) {
             self.next_beat += 1;
         }
         let calls = self.shared.dialect.script_calls(self.me, &call, poll.as_deref(), self.next_beat);
         if let Some(left) = u8::try_from(calls.len()).ok().filter(|left| *left > 1) {
-            let gathered = Gathered { left, is_flushed: false, time: EngineTime(Duration::ZERO) };
-            self.gathered.insert(id, gathered);
+            self.gathered.insert(id, Gathered::new(left));
         }
         let claim = match call {
             EngineCall::Claim(request) => Some((request, Distrust::default())),
             _ => None,
         };
+        if calls.is_empty() {
+            return self.settle(id, None).await;
+        }
         for script in calls {
             let pending = PendingCall { id, sent_at: clock::now(), poll: poll.clone(), claim: claim.clone() };
-            self.run_script(script, pending);
+            self.run_script(script, pending).await?;
         }
+        Ok(())
     }
 
-    fn run_script(&mut self, call: ScriptCall, pending: PendingCall) {
-        let Some((shard, command)) = self.command(&call) else { return };
+    async fn run_script(&mut self, call: ScriptCall, pending: PendingCall) -> Result<(), LinkEnd> {
+        let Some((shard, command)) = self.command(&call) else { return self.settle(pending.id, None).await };
         self.start(shard, command, |answer| SessionEvent::Script(pending, answer));
+        Ok(())
     }
 
     /// Returns the command that runs a script, and the shard of its keys.
@@ -295,17 +330,20 @@ impl<'l> LinkSession<'l> {
                 let _ = reply.send(value); // fails if the asker has left
                 Ok(())
             }
-            SessionEvent::Script(_, Err(error))
-            | SessionEvent::Reply(_, Err(error))
+            SessionEvent::Script(pending, Err(error)) => {
+                self.failed(error)?;
+                self.settle(pending.id, None).await
+            }
+            SessionEvent::Reply(_, Err(error))
             | SessionEvent::Count(_, Err(error))
             | SessionEvent::Subscribed(Err(error)) => self.failed(error),
         }
     }
 
     /// Handles an error of the engine. Most concern the whole link: a lost script, a primary that became a replica. A full
-    /// memory concerns the call alone, which stays unanswered.
+    /// memory, or a key that another program has written, concerns the call alone.
     fn failed(&mut self, error: RedisError) -> Result<(), LinkEnd> {
-        const OF_ONE_CALL: [&str; 2] = ["OOM", "BUSY"];
+        const OF_ONE_CALL: [&str; 3] = ["OOM", "BUSY", "WRONGTYPE"];
         const OF_A_MOVED_SLOT: [&str; 3] = ["MOVED", "ASK", "TRYAGAIN"];
         if error.is_io_error() || error.is_connection_dropped() {
             return Err(LinkEnd::Closed);
@@ -328,11 +366,10 @@ impl<'l> LinkSession<'l> {
         }
         let answer = match self.shared.dialect.answer(value, pending.poll.as_deref()) {
             Ok(answer) => answer,
-            Err(BadAnswer::Malformed) => return Ok(()),
+            Err(BadAnswer::Malformed) => return self.settle(pending.id, None).await,
             Err(BadAnswer::Tampered) => {
                 self.shared.metrics.cluster.tampered();
-                self.claim_again(pending);
-                return Ok(());
+                return self.claim_again(pending).await;
             }
         };
         if let Some(outcome) = pending.claim.as_ref().and_then(|_| claim_outcome(&answer)) {
@@ -341,37 +378,43 @@ impl<'l> LinkSession<'l> {
                 .cluster
                 .claim(outcome, clock::now().saturating_duration_since(pending.sent_at));
         }
-        if let Some(gathered) = self.gathered.get_mut(&pending.id) {
-            gathered.left -= 1;
-            match answer {
-                EngineAnswer::Done(time) => gathered.time = gathered.time.max(time),
-                _ => gathered.is_flushed = true,
-            }
-            if gathered.left > 0 {
-                return Ok(());
-            }
-            let (is_flushed, time) = (gathered.is_flushed, gathered.time);
-            self.gathered.remove(&pending.id);
-            let answer = if is_flushed { EngineAnswer::Flushed } else { EngineAnswer::Done(time) };
-            return self.pass_on(SiblingInput::Answer(pending.id, answer)).await;
-        }
-        self.pass_on(SiblingInput::Answer(pending.id, answer)).await
+        self.settle(pending.id, Some(answer)).await
     }
 
-    /// Claims a poll again, without the stored states that could not be opened.
-    fn claim_again(&mut self, pending: PendingCall) {
-        let PendingCall { id, sent_at, poll: Some(poll), claim: Some((request, distrust)) } = pending else {
-            return;
+    /// Passes on the answer to a call, or its failure. A call of all shards is settled by the last of them.
+    async fn settle(&mut self, id: CallId, answer: Option<EngineAnswer>) -> Result<(), LinkEnd> {
+        let answer = match self.gathered.get_mut(&id) {
+            Some(gathered) => {
+                if !gathered.take_in(answer) {
+                    return Ok(());
+                }
+                self.gathered.remove(&id).and_then(Gathered::into_answer)
+            }
+            None => answer,
         };
-        if distrust.of_states {
-            return;
-        }
+        let input = match answer {
+            Some(answer) => SiblingInput::Answer(id, answer),
+            None => SiblingInput::Failed(id),
+        };
+        self.pass_on(input).await
+    }
+
+    /// Claims a poll again, without the stored states that could not be opened. Fails a claim whose lease cannot be opened
+    /// either.
+    async fn claim_again(&mut self, pending: PendingCall) -> Result<(), LinkEnd> {
+        let PendingCall {
+            id,
+            sent_at,
+            poll: Some(poll),
+            claim: Some((request, Distrust { of_states: false })),
+        } = pending
+        else {
+            return self.settle(pending.id, None).await;
+        };
         let distrust = Distrust { of_states: true };
         let script = self.shared.dialect.claim(self.me, &request, &poll, distrust);
-        self.run_script(
-            script,
-            PendingCall { id, sent_at, poll: Some(poll), claim: Some((request, distrust)) },
-        );
+        let pending = PendingCall { id, sent_at, poll: Some(poll), claim: Some((request, distrust)) };
+        self.run_script(script, pending).await
     }
 
     async fn heard(&mut self, push: PushInfo) -> Result<(), LinkEnd> {

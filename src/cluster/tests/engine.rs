@@ -267,6 +267,17 @@ impl TestReplica {
         .await
     }
 
+    /// Makes a call and waits for its failure.
+    pub(super) async fn fails(&mut self, call: EngineCall) {
+        let id = self.send(call);
+        self.until(|input| match input {
+            SiblingInput::Failed(of) if of == id => Ok(()),
+            SiblingInput::Answer(of, answer) if of == id => panic!("{answer:?}"),
+            other => Err(other),
+        })
+        .await;
+    }
+
     /// Registers a poll for these jobs to their highest rung.
     pub(super) fn poll(&self, ids: &[&str]) -> Arc<ShareSpec> {
         self.poll_of(KEY, ids)

@@ -2,6 +2,7 @@
 
 mod drain;
 mod engine;
+mod failed_calls;
 mod news;
 mod quotas;
 mod revocation;

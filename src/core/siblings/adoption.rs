@@ -54,7 +54,7 @@ impl Siblings {
         Some(call)
     }
 
-    /// Asks for a lease again some time after a refusal: its holder may have been dead, and unheard here. A holder that
+    /// Asks for a lease again some time after a refusal or a failure: its holder may have been dead, and unheard here. A holder that
     /// is still alive one takeover later was heard, so its death is noticed; the pauses may grow.
     pub(super) fn adopt_later(&mut self, name: PollName, now: Instant) {
         let takeover = self.config.takeover;
@@ -69,7 +69,7 @@ impl Siblings {
         let asked = self.polls.change(name, |poll| {
             let own = poll.own_mut()?;
             own.adopt_at = None;
-            (!own.is_leased).then_some(own.refused)
+            Some(own.refused)
         });
         if let Some(refused) = asked.flatten().filter(|_| self.draining.is_none()) {
             self.adopt(name, now);
@@ -85,7 +85,7 @@ impl Siblings {
             own.asked
         });
         if is_asked.flatten().is_none() {
-            self.beat(None, now); // the loss of memory was known already, and this one is another
+            self.beat(now); // the loss of memory was known already, and this one is another
             self.adopt(name, now);
         }
     }
@@ -105,7 +105,7 @@ impl Siblings {
         let note = self.polls.change(name, |poll| {
             let (token, is_kept) = (poll.token, poll.local.is_none());
             let own = poll.own_mut()?;
-            (own.is_leased, own.epoch) = (lease.is_some(), lease.or(own.epoch));
+            (own.is_leased, own.epoch, own.adopt_at) = (lease.is_some(), lease.or(own.epoch), None);
             own.asked.take_if(|asked| *asked == call)?; // otherwise a newer question is on its way
             let had_guests = !own.guests.is_empty();
             // The guests of a lease that is lost are those of the new holder.

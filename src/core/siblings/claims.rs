@@ -10,7 +10,7 @@ use super::members::jitter;
 use super::outbox::Letter;
 use super::shared_poll::{OwnRun, SharePhase, SharedPoll, SiblingResult};
 use super::types::{
-    CallId, ClaimRequest, EngineAnswer, EngineCall, KeyEpoch, LeaseToken, LinkState, PollName, ReplicaName,
+    CallId, ClaimRequest, EngineAnswer, EngineCall, KeyEpoch, LeaseToken, PollName, ReplicaName,
     SharedOutcome, SharedState, SiblingOutput, Suspicion,
 };
 use crate::core::coalescer::{PollOutcome, PollProgress};
@@ -97,13 +97,17 @@ impl Siblings {
 
     /// Makes the poll here, without a lease. It is adopted as soon as the engine answers.
     pub(super) fn start_alone(&mut self, name: PollName, now: Instant) {
+        self.start_without_lease(name, now);
+        if self.polls.get(name).is_some_and(|poll| poll.claim.is_none()) {
+            self.adopt(name, now);
+        }
+    }
+
+    fn start_without_lease(&mut self, name: PollName, now: Instant) {
         let was_guest = self.polls.get(name).is_some_and(|poll| poll.awaited.is_some());
         self.start(name, None, now);
         if was_guest {
             self.detach(name);
-        }
-        if self.polls.get(name).is_some_and(|poll| poll.claim.is_none()) {
-            self.adopt(name, now);
         }
     }
 
@@ -149,8 +153,12 @@ impl Siblings {
         if let EngineAnswer::Done(time) = answer {
             self.outbox.answered(call);
             let is_ahead = self.link.is_ahead(time, self.config.takeover / 2, now);
-            self.link.beat_answered(call, time, self.config.patience, now);
-            if is_ahead {
+            let is_beat = self.link.beat_answered(call, time, self.config.patience, now);
+            let has_recovered = is_beat && self.link.has_recovered();
+            if has_recovered {
+                self.outbox.retry_now(now);
+            }
+            if is_ahead || has_recovered {
                 self.adopt_all(now); // P3: by its clock this replica was silent, and claims took its leases
             }
             return;
@@ -172,7 +180,7 @@ impl Siblings {
             EngineAnswer::Granted(epoch) if is_ours => {
                 let own = |poll: &mut SharedPoll| {
                     let Some(own) = poll.own_mut() else { return };
-                    (own.is_leased, own.epoch) = (true, Some(epoch));
+                    (own.is_leased, own.epoch, own.adopt_at) = (true, Some(epoch), None);
                 };
                 self.polls.change(name, own);
                 self.leave_if_unfit(name, now);
@@ -213,6 +221,30 @@ impl Siblings {
         }
     }
 
+    /// Handles a call that the engine failed, as if it had not come in time. Calls nothing at once: that would fail again.
+    pub(super) fn failed(&mut self, call: CallId, now: Instant) {
+        self.outbox.failed(call, now);
+        self.link.beat_failed(call);
+        let Some((name, token)) = self.calls.remove(&call) else { return };
+        let failed = self.polls.change(name, |poll| {
+            if poll.token != token {
+                return None;
+            }
+            let is_claim = poll.claim.take_if(|claim| *claim == call).is_some();
+            if let Some(own) = poll.own_mut() {
+                own.asked.take_if(|asked| *asked == call);
+                return Some(false);
+            }
+            (is_claim && matches!(poll.phase, SharePhase::Asking { .. })).then_some(true)
+        });
+        let Some(is_asking) = failed.flatten() else { return };
+        if is_asking {
+            self.link.claim_was_late(now);
+            self.start_without_lease(name, now);
+        }
+        self.adopt_later(name, now);
+    }
+
     /// Takes back the effect of a claim whose poll is gone.
     fn answered_late(&mut self, name: PollName, token: LeaseToken, answer: &EngineAnswer, now: Instant) {
         let is_waiting = self.polls.get(name).is_some_and(|poll| poll.own().is_none());
@@ -231,17 +263,23 @@ impl Siblings {
             return self.detach(name);
         }
         self.count_soon(now);
+        let is_hearing = self.link.is_hearing;
         let early = self.polls.change(name, |poll| {
             let opened_at = now.checked_sub(age).unwrap_or(now);
             let until = (opened_at + poll.spec.hold + LEASE_MARGIN).max(now + LOOKING);
-            (poll.awaited, poll.opened_at) = (Some(token), opened_at);
-            (poll.abandon_at, poll.is_shown_held) = (None, false);
-            poll.phase = SharePhase::Away { holder: by, until, is_held: false };
+            (poll.awaited, poll.opened_at, poll.is_shown_held) = (Some(token), opened_at, false);
+            if is_hearing {
+                poll.abandon_at = None;
+                poll.phase = SharePhase::Away { holder: by, until, is_held: false };
+            } else if !matches!(poll.phase, SharePhase::Looking { until: Some(_) }) {
+                // P1: the landing might not be heard. This replica looks as soon as it hears itself.
+                poll.phase = SharePhase::Looking { until: Some(now + LOOKING) };
+            }
             std::mem::take(&mut poll.early).into_iter().find(|(early, _)| *early == token)
         });
         self.arm_abandon(name, now);
         let Some(poll) = self.polls.get(name) else { return };
-        if let Some(local) = poll.local {
+        if let Some(local) = poll.local.filter(|_| is_hearing) {
             let progress = PollProgress::Elsewhere { opened_at: poll.opened_at, is_held: false };
             self.outputs.push_back(SiblingOutput::Progress(local, progress));
         }
@@ -368,8 +406,7 @@ impl Siblings {
 
     /// Starts or ends the time after which polls of siblings are made here, as the link has it.
     pub(super) fn update_abandoning(&mut self, now: Instant) {
-        let is_far = self.link.far_at().is_some_and(|at| at <= now);
-        let must = self.link.is_apart || is_far;
+        let must = self.link.is_apart || self.link.abandons_at().is_some_and(|at| at <= now);
         if must == self.is_abandoning {
             return;
         }
@@ -399,7 +436,7 @@ impl Siblings {
     /// Returns whether a new poll waits for the engine. The last snapshots of a drain have no time for a silent one (P2).
     pub(super) fn asks_first(&self, now: Instant) -> bool {
         let is_ending = self.draining.is_some_and(|until| until < now + SILENCE);
-        self.link.state() == LinkState::Near && !is_ending
+        self.link.is_asked() && !is_ending
     }
 }
 

@@ -10,6 +10,8 @@ pub(super) const SILENCE: Duration = Duration::from_secs(1);
 pub(super) const DOWN: Duration = Duration::from_millis(500);
 /// Time without its own beats after which a replica subscribes again.
 pub(super) const DEAF: Duration = Duration::from_millis(1200);
+/// Time without its own beats after which a replica goes on alone: the last of its polls begins 0.5 s later.
+pub(super) const UNHEARD: Duration = Duration::from_millis(1700);
 /// Longest wait for the answer to a claim, however much else the engine says.
 pub(super) const MAX_PATIENCE: Duration = Duration::from_millis(250);
 /// Claims in a row without an answer in time that make the link far.
@@ -28,10 +30,14 @@ pub(super) struct EngineLink {
     far_since: Option<Instant>,
     /// Whether this replica heard its own beat lately: the subscriptions work.
     pub(super) is_hearing: bool,
-    /// Whether it was deaf since the link is up.
-    pub(super) has_missed: bool,
     /// Since when it does.
     pub(super) hearing_since: Option<Instant>,
+    /// Since when it does not, on this link or on those before it.
+    unheard_since: Option<Instant>,
+    /// Whether it did not hear itself for [`DEAF`] on this link.
+    is_deaf: bool,
+    /// Whether it was deaf since the link is up.
+    pub(super) has_missed: bool,
     /// Last own beat heard, last resubscription, or the start of the link.
     listened_at: Option<Instant>,
     /// Beat on its way.
@@ -39,6 +45,8 @@ pub(super) struct EngineLink {
     pub(super) next_beat: Option<Instant>,
     /// First beat of this link. Before it the engine does not know the name.
     first_beat: Option<CallId>,
+    /// Whether the engine failed the last beat.
+    is_failing: bool,
     engine_time: Option<(EngineTime, Instant)>,
     /// Whether this replica goes on alone.
     pub(super) is_apart: bool,
@@ -55,6 +63,7 @@ impl EngineLink {
             next_beat: Some(now),
             // Until the engine speaks: one that accepts links and answers nothing is as good as none.
             down_since: self.down_since,
+            unheard_since: self.unheard_since.or(Some(now)),
             is_apart: self.is_apart,
             engine_time: self.engine_time,
             ..Self::default()
@@ -65,6 +74,7 @@ impl EngineLink {
         *self = Self {
             former: self.me.or(self.former),
             down_since: self.down_since.or(Some(now)),
+            unheard_since: self.unheard_since.or(Some(now)),
             is_apart: self.is_apart,
             engine_time: self.engine_time,
             ..Self::default()
@@ -75,13 +85,19 @@ impl EngineLink {
         self.me.is_some()
     }
 
-    /// Returns whether new polls wait for the engine.
     pub(super) fn state(&self) -> LinkState {
         match self.far_since {
             _ if !self.is_up() || self.is_apart => LinkState::Apart,
             Some(_) => LinkState::Far,
-            None => LinkState::Near,
+            None if self.is_hearing => LinkState::Near,
+            None if self.is_deaf => LinkState::Far,
+            None => LinkState::Apart,
         }
+    }
+
+    /// Returns whether new polls wait for the engine. A new link is about to be heard on.
+    pub(super) fn is_asked(&self) -> bool {
+        self.is_up() && !self.is_apart && self.far_since.is_none() && !self.is_deaf
     }
 
     /// Returns when a claim that was sent then is given up.
@@ -118,14 +134,33 @@ impl EngineLink {
     }
 
     /// Records the answer to a call, if it is that of the beat on its way. Its time decides whether the link is near.
-    pub(super) fn beat_answered(&mut self, call: CallId, time: EngineTime, patience: Duration, now: Instant) {
+    /// Returns whether it is.
+    pub(super) fn beat_answered(
+        &mut self,
+        call: CallId,
+        time: EngineTime,
+        patience: Duration,
+        now: Instant,
+    ) -> bool {
         self.engine_time = Some((time, now));
-        let Some((_, sent_at)) = self.beat.take_if(|(beat, _)| *beat == call) else { return };
+        let Some((_, sent_at)) = self.beat.take_if(|(beat, _)| *beat == call) else { return false };
         if now <= sent_at + patience {
             (self.late_claims, self.far_since) = (0, None);
         } else if now > sent_at + MAX_PATIENCE {
             self.far_since.get_or_insert(now);
         }
+        true
+    }
+
+    /// Records that the engine failed a call, if it is a beat.
+    pub(super) fn beat_failed(&mut self, call: CallId) {
+        self.is_failing |= self.beat.take_if(|(beat, _)| *beat == call).is_some();
+        self.first_beat.take_if(|first| *first == call); // the next one makes this replica known
+    }
+
+    /// Returns whether the engine failed the beat before, and ends that state.
+    pub(super) fn has_recovered(&mut self) -> bool {
+        std::mem::take(&mut self.is_failing)
     }
 
     /// Returns whether the clock of the engine went ahead by more than this time since its last answer.
@@ -142,6 +177,7 @@ impl EngineLink {
     /// Records that this replica heard its own beat. Returns whether it was deaf before.
     pub(super) fn heard_itself(&mut self, now: Instant) -> bool {
         self.listened_at = Some(now);
+        (self.unheard_since, self.is_deaf) = (None, false);
         let was_deaf = !std::mem::replace(&mut self.is_hearing, true);
         if was_deaf {
             self.hearing_since = Some(now);
@@ -159,9 +195,11 @@ impl EngineLink {
         [silent, down].into_iter().flatten().min()
     }
 
-    /// Returns when polls of siblings are given up because the engine is far.
-    pub(super) fn far_at(&self) -> Option<Instant> {
-        self.far_since.map(|since| since + SILENCE)
+    /// Returns when polls of siblings are given up although the engine speaks: it is far, or its messages do not come.
+    pub(super) fn abandons_at(&self) -> Option<Instant> {
+        let far = self.far_since.map(|since| since + SILENCE);
+        let unheard = self.unheard_since.map(|since| since + UNHEARD);
+        [far, unheard].into_iter().flatten().min()
     }
 
     pub(super) fn deaf_at(&self) -> Option<Instant> {
@@ -171,7 +209,8 @@ impl EngineLink {
     /// Records that this replica does not hear itself. Returns whether the engine answers, so that a new subscription
     /// helps.
     pub(super) fn stopped_hearing(&mut self, now: Instant) -> bool {
-        (self.is_hearing, self.has_missed) = (false, true);
+        (self.is_hearing, self.is_deaf, self.has_missed) = (false, true, true);
+        self.unheard_since = self.unheard_since.or(self.listened_at);
         self.listened_at = Some(now);
         self.last_word.is_some_and(|word| now < word + SILENCE)
     }

@@ -47,6 +47,7 @@ impl Siblings {
         if self.link.me == Some(name) {
             let has_missed = std::mem::take(&mut self.link.has_missed);
             if self.link.heard_itself(now) {
+                self.update_abandoning(now);
                 self.look_around(now);
             }
             if has_missed {
@@ -176,7 +177,7 @@ impl Siblings {
         let is_repeated = self.flushed_at.is_some_and(|at| now < at + FLUSH_INTERVAL);
         if self.link.is_up() && !is_repeated {
             self.flushed_at = Some(now);
-            self.beat(None, now);
+            self.beat(now);
             self.adopt_all(now);
             self.look_around(now);
         }
@@ -250,7 +251,9 @@ impl Siblings {
         }
     }
 
-    pub(super) fn beat(&mut self, former: Option<ReplicaName>, now: Instant) {
+    /// Beats. The first beat that a link carries has the former name.
+    pub(super) fn beat(&mut self, now: Instant) {
+        let former = self.link.former.filter(|_| !self.link.has_beaten());
         let call = self.call(EngineCall::Beat(former));
         // An idle link counts as silent without the answers to beats.
         self.link.beat_sent(call, (self.config.takeover / 4).min(SILENCE / 2), now);

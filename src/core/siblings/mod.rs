@@ -97,7 +97,8 @@ use crate::core::job::KeyDomain;
 /// | `Asking`, `Looking` | `Held` | `Away` |
 /// | `Asking`, `Looking` | `Known` | landed |
 /// | `Asking` | `Flushed` | `Delayed` for 0.1 s. All replicas adopt their polls, as after a beat with this answer |
-/// | `Asking` | no answer within the patience | `Ours` without a lease. A late `Granted` gives it one |
+/// | `Asking` | failed, or no answer within the patience | `Ours` without a lease. A late `Granted` gives it one |
+/// | `Asking`, `Looking` | `Held`, and this replica does not hear itself | `Looking`, for 0.3 s or until it does |
 /// | `Away` | `Landed` | landed |
 /// | `Away` | `Landed`, but the bytes are too many to be shared | `Ours` without a lease |
 /// | `Away` | `Left` | `Asking`: the engine decides between the guests |
@@ -105,7 +106,7 @@ use crate::core::job::KeyDomain;
 /// | `Away` | the link was down or deaf; the engine lost its memory; the holder has a new name | `Looking` for 0.3 s |
 /// | `Away` | its lease has ended | `Asking` |
 /// | `Delayed`, `Looking` | the time is over | `Asking` |
-/// | `Asking`, `Away`, `Delayed`, `Looking` | the engine is silent for 1 s, the link is down for 0.5 s, or it is far for 1 s | `Ours` without a lease, within 0.5 s |
+/// | `Asking`, `Away`, `Delayed`, `Looking` | the engine is silent for 1 s, the link is down for 0.5 s, it is far for 1 s, or this replica does not hear itself for 1.7 s | `Ours` without a lease, within 0.5 s |
 /// | `Asking`, `Away`, `Delayed`, `Looking` | `Abort` | forgotten |
 /// | `Ours` | an attempt failed, and the next one is later; a pause | `Ours` without a lease, until the upstream holds it again: guests claim it |
 /// | `Ours`, backing off or paused | a sibling's poll landed | landed, `Cancel` |
@@ -126,6 +127,10 @@ use crate::core::job::KeyDomain;
 ///
 /// A replica that makes a poll without its lease asks for it when its holder has ended the poll or is dead, and one
 /// takeover after a refusal, then two, four and eight: the engine may have known a dead holder for a living one (P3).
+///
+/// A call that the engine failed is not made again at once. Landings and the other calls of the outbox follow after 0.5 s,
+/// then after twice as long each time, to 8 s. A beat that succeeds after one that failed makes them due, and asks for all
+/// leases.
 ///
 /// A poll of a sibling proves states (P7) while it is held, its holder was heard within 1.2 s, and this replica hears
 /// itself.
@@ -155,6 +160,8 @@ use crate::core::job::KeyDomain;
 /// | the engine is far, by more than the patience | k - 1 | the distance, and 0.25 s |
 /// | a key is rejected | 1 | 0.3 s |
 /// | messages are missed | 0 | 2.2 s |
+/// | messages do not come at one replica | 1 | 2.2 s |
+/// | the engine fails calls | k - 1 | 2.2 s |
 ///
 /// Polls that several replicas began in an outage are made to their end. When one of them ends, the next one with waits
 /// there joins another replica's.
@@ -227,6 +234,7 @@ impl Siblings {
                 self.answered(call, answer, now);
                 self.update_abandoning(now);
             }
+            SiblingInput::Failed(call) => self.failed(call, now),
             SiblingInput::Message(message) => {
                 self.link.word(now);
                 self.update_abandoning(now);
@@ -259,7 +267,7 @@ impl Siblings {
             self.stopped_hearing(now);
         }
         if self.link.is_up() && self.link.next_beat.is_some_and(|at| at <= now) {
-            self.beat(None, now);
+            self.beat(now);
         }
         self.check_members(now);
         if self.next_count.is_some_and(|at| at <= now) {
@@ -270,6 +278,7 @@ impl Siblings {
         }
         if self.outbox.next_due().is_some_and(|at| at <= now) {
             self.outbox.prune(now);
+            self.send_failed_again(now);
         }
         for _ in 0..MAX_TIMERS_PER_CALL {
             let Some(name) = self.polls.due(now) else { break };
@@ -279,11 +288,11 @@ impl Siblings {
 
     /// Returns when to call [`handle_timeout`](Self::handle_timeout) next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let far_at = self.link.far_at().filter(|_| !self.is_abandoning);
+        let abandons_at = self.link.abandons_at().filter(|_| !self.is_abandoning);
         let next_beat = self.link.next_beat.filter(|_| self.link.is_up());
         let due = [
             self.link.apart_at(),
-            far_at,
+            abandons_at,
             self.link.deaf_at(),
             next_beat,
             self.next_member_due(),
@@ -326,6 +335,7 @@ impl Siblings {
         self.calls.clear();
         self.update_abandoning(now);
         self.outbox.prune(now);
+        self.outbox.clear_retries();
         self.refusals.retain(|(_, at)| *at + self.config.refusal_ttl > now);
         let engine_now = self.link.engine_now(now);
         let letters = self.outbox.iter().map(|(call, letter)| (call, letter.call(engine_now, now)));
@@ -339,7 +349,7 @@ impl Siblings {
             self.polls.change(name, |poll| poll.claim = None);
         }
         self.adopt_all(now);
-        self.beat(self.link.former, now);
+        self.beat(now);
         for name in self.polls.names(|poll| poll.own().is_none()) {
             let is_asking = self.polls.change(name, |poll| {
                 poll.claim = None;
@@ -361,6 +371,7 @@ impl Siblings {
     fn link_down(&mut self, now: Instant) {
         self.link.down(now);
         self.calls.clear();
+        self.outbox.clear_retries();
         for name in self.polls.names(|poll| poll.own().is_none()) {
             self.show(name, false);
         }
@@ -372,9 +383,17 @@ impl Siblings {
     fn stopped_hearing(&mut self, now: Instant) {
         if self.link.stopped_hearing(now) {
             self.outputs.push_back(SiblingOutput::Resubscribe);
+            self.beat(now); // it shows at once whether that helped
         }
         for name in self.polls.names(|poll| poll.holder().is_some()) {
             self.show(name, false);
+        }
+    }
+
+    fn send_failed_again(&mut self, now: Instant) {
+        let engine_now = self.link.engine_now(now);
+        while let Some((call, letter)) = self.outbox.take_retry(now) {
+            self.outputs.push_back(SiblingOutput::Call(call, letter.call(engine_now, now)));
         }
     }
 
@@ -394,7 +413,7 @@ impl Siblings {
         id
     }
 
-    /// Sends a call, now and after each loss of the link, until the engine has answered it.
+    /// Sends a call, now, after each loss of the link, and some time after each failure, until the engine has answered it.
     fn send(&mut self, letter: Letter, now: Instant) {
         let id = CallId(self.next_number);
         self.next_number += 1;

@@ -163,6 +163,8 @@ pub enum SiblingInput {
     LinkDown,
     /// The engine answered a call.
     Answer(CallId, EngineAnswer),
+    /// The engine failed a call, or its answer cannot be read. The link goes on.
+    Failed(CallId),
     /// A message came. Messages and answers of one link may be out of order.
     Message(SiblingMessage),
     /// Number of subscribers that the engine counts for a replica.
@@ -342,10 +344,10 @@ pub enum SiblingMessage {
 /// State of the link to the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkState {
-    /// The engine answers within the patience.
+    /// The engine answers within the patience, and this replica hears itself.
     Near,
-    /// The engine answers later. New polls do not wait for it.
+    /// The engine answers later, or its messages do not come. New polls do not wait for it.
     Far,
-    /// The link is down, or the engine is silent. This replica goes on as if alone.
+    /// The link is down or too new to be heard on, or the engine is silent. This replica goes on as if alone.
     Apart,
 }

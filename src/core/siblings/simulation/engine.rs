@@ -50,6 +50,31 @@ impl EngineModel {
         *self.epochs.entry(domain).or_insert(KeyEpoch(self.next_epoch))
     }
 
+    /// Returns whether a script writes. An engine without memory executes the others.
+    pub(super) fn needs_memory(call: &EngineCall) -> bool {
+        match call {
+            EngineCall::Claim(_)
+            | EngineCall::Adopt { .. }
+            | EngineCall::Land { .. }
+            | EngineCall::Beat(_)
+            | EngineCall::Refuse { .. }
+            | EngineCall::Remove(_)
+            | EngineCall::Pause(..) => true,
+            EngineCall::Fail(..)
+            | EngineCall::Leave(..)
+            | EngineCall::Detach(_)
+            | EngineCall::Note(..)
+            | EngineCall::Flushed => false,
+        }
+    }
+
+    /// Executes the part of a script before its first write that needs memory.
+    pub(super) fn fail(&mut self, call: &EngineCall) {
+        if let EngineCall::Land { spec, token, .. } = call {
+            self.release(spec.name, *token);
+        }
+    }
+
     /// Executes a script at this time by the clock of the engine.
     pub(super) fn execute(
         &mut self,

@@ -17,7 +17,7 @@
 //! | `schedules` | plans by hand: one for each row of the bounds |
 //! | this one | the run: events and timers in order |
 //!
-//! `CLIPGATE_SWEEP_SEEDS=n` runs n seeds, from `CLIPGATE_SWEEP_FIRST` on; `CLIPGATE_SWEEP_SEED=n` runs one with a trace.
+//! `CLIPGATE_SWEEP_SEEDS=n` runs n seeds, from `CLIPGATE_SWEEP_FIRST` on (1,000,000 and more have all kinds of faults); `CLIPGATE_SWEEP_SEED=n` runs one with a trace.
 
 mod engine;
 mod network;
@@ -32,7 +32,7 @@ use std::time::Duration;
 use self::engine::EngineModel;
 use self::network::ToEngine;
 use self::oracle::{Disturbance, Lateness, LostAnswer};
-use self::plan::{Fault, SweepPlan};
+use self::plan::{Fault, SEEDS_OF_ALL_FAULTS, SweepPlan};
 use self::replica::Replica;
 use super::{KeyEpoch, PollName, SiblingInput};
 use crate::core::coalescer::{Input, PollId, PollOutcome, PollSpec, WaitId};
@@ -54,7 +54,8 @@ fn no_client_of_several_replicas_is_worse_off_than_alone() {
     if let Some(seed) = setting("CLIPGATE_SWEEP_SEED") {
         return run(seed, true);
     }
-    for seed in REGRESSION_SEEDS.into_iter().chain(seeds(32)) {
+    let with_all_faults = SEEDS_OF_ALL_FAULTS..SEEDS_OF_ALL_FAULTS + 16;
+    for seed in REGRESSION_SEEDS.into_iter().chain(seeds(32)).chain(with_all_faults) {
         run(seed, false);
     }
 }
@@ -97,6 +98,7 @@ struct World {
     engine: EngineModel,
     engine_stopped_until: Duration,
     engine_down_until: Duration,
+    engine_full_until: Duration,
     far: (Duration, Duration),
     shuffled_until: Duration,
     now: Duration,
@@ -132,7 +134,7 @@ fn domain(number: u8) -> KeyDomain {
 impl World {
     fn new(seed: u64, has_trace: bool) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let plan = SweepPlan::new(&mut rng);
+        let plan = SweepPlan::new(seed, &mut rng);
         Self::with_plan(plan, rng, has_trace)
     }
 
@@ -147,6 +149,7 @@ impl World {
             engine: EngineModel::default(),
             engine_stopped_until: Duration::ZERO,
             engine_down_until: Duration::ZERO,
+            engine_full_until: Duration::ZERO,
             far: (Duration::ZERO, Duration::ZERO),
             shuffled_until: Duration::ZERO,
             clock_ahead: Duration::from_secs(1_000_000),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::engine::EngineModel;
 use super::oracle::Lateness;
 use super::plan::Fault;
 use super::replica::{RETRY, attempt_of};
@@ -69,6 +70,13 @@ impl World {
         let Some(me) = replica.link.filter(|_| replica.generation == generation) else { return };
         let time = self.now + self.clock_ahead;
         match command {
+            ToEngine::Call(call, command)
+                if self.now < self.engine_full_until && EngineModel::needs_memory(&command) =>
+            {
+                self.engine.fail(&command);
+                let at = self.arrival(n, 1);
+                self.at(at, SweepEvent::AtReplica(n, generation, SiblingInput::Failed(call)));
+            }
             ToEngine::Call(call, command) => {
                 self.trace(|| format!("engine: {n} {call:?} {command:?}"));
                 let attempts = attempts_of(&command);
@@ -93,7 +101,7 @@ impl World {
                 let input = SiblingInput::Subscribers(name, count);
                 self.at(at, SweepEvent::AtReplica(n, generation, input));
             }
-            ToEngine::Subscribe => self.replicas[n].is_subscribed = true,
+            ToEngine::Subscribe => self.replicas[n].is_subscribed = self.now >= self.replicas[n].mute_until,
         }
     }
 
@@ -145,7 +153,7 @@ impl World {
         let name = ReplicaName(self.next_name * 0x1234_5677);
         let replica = &mut self.replicas[n];
         replica.generation += 1;
-        (replica.link, replica.is_subscribed) = (Some(name), true);
+        (replica.link, replica.is_subscribed) = (Some(name), self.now >= replica.mute_until);
         replica.last = [self.now; 3];
         let now = replica.zero + self.now;
         replica.siblings.handle(SiblingInput::LinkUp(name), now);
@@ -211,6 +219,16 @@ impl World {
             Fault::Deafen(n) => {
                 self.disturb(now, DEAF, Lateness::once(HOLDER));
                 self.replicas[n].is_subscribed = false;
+            }
+            Fault::Mute(n, time) => {
+                self.disturb(now, time + DEAF, Lateness::once(HOLDER));
+                let until = now + time;
+                let replica = &mut self.replicas[n];
+                (replica.is_subscribed, replica.mute_until) = (false, replica.mute_until.max(until));
+            }
+            Fault::EngineFull(time) => {
+                self.disturb(now, time + BEAT, Lateness::once(HOLDER));
+                self.engine_full_until = self.engine_full_until.max(now + time);
             }
             Fault::EngineStop(time) => {
                 self.disturb(now, time, Lateness::once(ENGINE));

@@ -7,6 +7,9 @@ use crate::core::coalescer::{Pace, Proof};
 use crate::core::job::JobId;
 use crate::core::sweep::Timeline;
 
+/// First seed whose plan has all kinds of faults.
+pub(super) const SEEDS_OF_ALL_FAULTS: u64 = 1_000_000;
+
 #[derive(Debug)]
 pub(super) struct PlannedJob {
     pub(super) domain: u8,
@@ -48,7 +51,11 @@ pub(super) enum Fault {
     Cut(usize, Duration),
     /// The subscriptions are lost without a word.
     Deafen(usize),
+    /// No message comes for this time, and answers do: new subscriptions do not help.
+    Mute(usize, Duration),
     EngineStop(Duration),
+    /// The engine fails all calls that need memory for this time.
+    EngineFull(Duration),
     /// All links break, and the engine is back after this time, empty or not.
     EngineDown(Duration, bool),
     Flush,
@@ -89,12 +96,15 @@ pub(super) struct SweepPlan {
 }
 
 impl SweepPlan {
-    pub(super) fn new(rng: &mut fastrand::Rng) -> Self {
+    /// Returns the plan of a seed. Seeds below [`SEEDS_OF_ALL_FAULTS`] keep the schedules that they had before the last kinds
+    /// of faults.
+    pub(super) fn new(seed: u64, rng: &mut fastrand::Rng) -> Self {
+        let kinds = if seed < SEEDS_OF_ALL_FAULTS { 18 } else { 20 };
         let replicas = rng.usize(1..=4);
         let (domains, per_domain) = (rng.u8(1..=2), rng.usize(1..=3));
         let mut moments = vec![Duration::ZERO, Duration::from_secs(3), HOLD];
         let is_stormy = rng.u8(..5) == 0;
-        let faults = faults(rng, replicas, domains, is_stormy, &mut moments);
+        let faults = faults(rng, (replicas, domains, kinds), is_stormy, &mut moments);
         let mut jobs = Vec::new();
         for domain in 0..domains {
             for number in 0..per_domain {
@@ -236,8 +246,7 @@ fn client(
 /// Generates faults: each is over before the next, but in a storm.
 fn faults(
     rng: &mut fastrand::Rng,
-    replicas: usize,
-    domains: u8,
+    (replicas, domains, kinds): (usize, u8, u8),
     is_stormy: bool,
     moments: &mut Vec<Duration>,
 ) -> Vec<(Duration, Fault)> {
@@ -253,7 +262,7 @@ fn faults(
         let (replica, time) = (rng.usize(..replicas), Duration::from_millis(rng.u64(50..8_000)));
         let short = Duration::from_millis(rng.u64(50..1_500));
         let either = if rng.bool() { short } else { time };
-        let fault = match rng.u8(..18) {
+        let fault = match rng.u8(..kinds) {
             0 | 1 if gone + 1 < replicas => Fault::Kill(replica),
             2 | 3 if gone + 1 < replicas => Fault::Drain(replica, time),
             4 => Fault::Freeze(replica, either),
@@ -268,6 +277,8 @@ fn faults(
             15 => Fault::FailOver(Duration::from_millis(rng.u64(..1_000)), either),
             16 => Fault::ClockJump(rng.bool(), time),
             17 => Fault::Egress(replica, time),
+            18 => Fault::EngineFull(either),
+            19 => Fault::Mute(replica, either),
             _ => continue,
         };
         gone += usize::from(matches!(fault, Fault::Kill(_) | Fault::Drain(..)));

@@ -36,6 +36,8 @@ pub(super) struct Replica {
     pub(super) link: Option<ReplicaName>,
     pub(super) generation: u64,
     pub(super) is_subscribed: bool,
+    /// End of the time in which subscriptions have no effect.
+    pub(super) mute_until: Duration,
     /// Last arrivals on the way to the engine, of answers and of messages: each way keeps its order.
     pub(super) last: [Duration; 3],
     /// Start of the drain.
@@ -94,6 +96,7 @@ impl Replica {
             link: None,
             generation: 0,
             is_subscribed: false,
+            mute_until: Duration::ZERO,
             last: [Duration::ZERO; 3],
             drained_at: None,
             polls: BTreeMap::new(),

@@ -80,6 +80,10 @@ fn each_fault_costs_no_more_than_its_bounds() {
         (Some(Fault::Cut(guest, ms(30_000))), 1, 1_000),
         (Some(Fault::Freeze(holder, ms(30_000))), 1, 2_200),
         (Some(Fault::Deafen(guest)), 1, 2_200),
+        (Some(Fault::Mute(guest, ms(30_000))), 1, 2_200),
+        (Some(Fault::Mute(holder, ms(30_000))), 1, 2_200),
+        (Some(Fault::EngineFull(ms(400))), 0, 500),
+        (Some(Fault::EngineFull(ms(30_000))), all, 2_200),
         (Some(Fault::EngineDown(ms(30_000), false)), all, 1_000),
         // A result from before the loss of memory is not published afterwards: its epoch is unknown (P11).
         (Some(Fault::EngineDown(ms(200), true)), 1, 500),

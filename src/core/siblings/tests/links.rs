@@ -165,6 +165,63 @@ fn a_replica_that_does_not_hear_itself_subscribes_again_and_then_looks() {
     assert_eq!(gateway.take(), ["look"]);
 }
 
+/// P1: the engine answers, so that it is not silent, and no landing would come.
+#[test]
+fn a_replica_that_stays_deaf_makes_its_polls_within_2_2_s_and_asks_for_no_new_one() {
+    let mut gateway = Gateway::linked();
+    gateway.open_held(1);
+    let heard_at = gateway.now;
+    gateway.deafen();
+    assert_eq!(gateway.machine.link(), LinkState::Far);
+    gateway.open(2);
+    assert_eq!(gateway.take(), ["start 2", "adopt"]);
+    while !gateway.lines.contains(&"start 1".to_owned()) {
+        gateway.pass(ms(10));
+        gateway.input(SiblingInput::Subscribers(SIBLING, 1));
+        assert!(gateway.now <= heard_at + ms(2_200));
+    }
+    gateway.beat(ME);
+    assert_eq!(gateway.machine.link(), LinkState::Near);
+    gateway.open(3);
+    assert_eq!(gateway.take().last().unwrap(), "claim");
+}
+
+/// P1
+#[test]
+fn a_new_link_joins_no_poll_before_it_is_heard_on() {
+    let mut gateway = Gateway::alone();
+    gateway.is_engine_up = false;
+    gateway.link_up(ME);
+    gateway.open(1);
+    gateway.answer("claim", held(SIBLING, 1, ms(0)));
+    assert_eq!(gateway.take(), ["claim"]);
+    assert_eq!(gateway.machine.holder(PollId(1)), None);
+    gateway.beat(ME);
+    assert_eq!(gateway.take(), ["look"]);
+    gateway.answer("look", held(SIBLING, 1, ms(0)));
+    assert_eq!(gateway.machine.holder(PollId(1)), Some(SIBLING));
+}
+
+/// P1
+#[test]
+fn a_poll_on_links_that_are_never_heard_on_is_made_here_within_2_2_s() {
+    let mut gateway = Gateway::linked();
+    gateway.open_held(1);
+    let heard_at = gateway.now;
+    gateway.is_engine_up = false;
+    for me in 10.. {
+        gateway.input(SiblingInput::LinkDown);
+        gateway.pass(ms(20));
+        gateway.link_up(ReplicaName(me));
+        gateway.pass(ms(150));
+        gateway.input(SiblingInput::Subscribers(SIBLING, 1));
+        if gateway.take().contains(&"start 1".to_owned()) {
+            break;
+        }
+        assert!(gateway.now <= heard_at + ms(2_200));
+    }
+}
+
 #[test]
 fn an_engine_without_memory_is_given_all_own_polls_and_asked_again() {
     let mut gateway = Gateway::linked();

@@ -2,6 +2,7 @@
 //!
 //! A [`Gateway`] writes each output as one line.
 
+mod failed_calls;
 mod links;
 mod revocation;
 mod runs;
@@ -118,6 +119,12 @@ impl Gateway {
     fn answer(&mut self, kind: &'static str, answer: EngineAnswer) {
         let (call, _) = self.calls.remove(kind).unwrap_or_else(|| panic!("no {kind} was called"));
         self.input(SiblingInput::Answer(call, answer));
+    }
+
+    /// Lets the engine fail the last call of a kind.
+    fn fail(&mut self, kind: &'static str) {
+        let (call, _) = self.calls.remove(kind).unwrap_or_else(|| panic!("no {kind} was called"));
+        self.input(SiblingInput::Failed(call));
     }
 
     fn spec(&self, poll: u64) -> ShareSpec {
