@@ -1,5 +1,6 @@
 -- Takes the lease of a poll that a replica makes already, if no living sibling has it, and the key was not rejected since
--- its attempt began. Counts as a beat. Answers F if the engine should know the replica and does not.
+-- its attempt began. Counts as a beat. Answers F if the engine should know the replica and does not. A beat that is further
+-- ahead than the takeover is of a clock that went back: its replica counts as unknown.
 -- KEYS: channel, members, domain, poll
 -- ARGV: me, token, epoch if there is none, lease, age, takeover, lease time, lifetime of the domain, polls?,
 --       age of the attempt, before the first beat?
@@ -21,7 +22,7 @@ if domain[2] and now - tonumber(ARGV[10]) <= tonumber(domain[2]) then return {'A
 local held = redis.call('HMGET', KEYS[4], 'h', 't', 'u', 'e')
 if held[1] and held[2] ~= token and held[4] == epoch and tonumber(held[3]) > now then
     local beat = redis.call('ZSCORE', KEYS[2], held[1])
-    if beat and beat + takeover > now then return {'A', epoch, 0} end
+    if beat and beat + takeover > now and beat - takeover <= now then return {'A', epoch, 0} end
 end
 local answer = {'A', epoch, 1}
 if held[2] == token then

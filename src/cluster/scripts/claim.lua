@@ -3,6 +3,7 @@
 -- ARGV: me, token, epoch if there is none, lease, known?, look?, goal, greatest age, recheck interval, takeover,
 --       lease time, lifetime of the domain, suspected holder, attached message, taken message, polls?,
 --       token of the lease that the claim follows
+-- A beat that is further ahead than the takeover is of a clock that went back: its replica counts as unknown.
 local me, token, fresh, lease = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local goal, max_age, recheck = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local takeover, lasts = tonumber(ARGV[10]), tonumber(ARGV[11])
@@ -46,7 +47,7 @@ local shares_polls = ARGV[16] == '1'
 local held = shares_polls and redis.call('HMGET', KEYS[4], 'h', 's', 'u', 'e', 'l') or {}
 if held[1] and held[1] ~= me and held[1] ~= ARGV[13] and held[4] == epoch and tonumber(held[3]) > now then
     local beat = redis.call('ZSCORE', KEYS[2], held[1])
-    if beat and beat + takeover > now then
+    if beat and beat + takeover > now and beat - takeover <= now then
         redis.call('HSET', KEYS[4], 'g' .. me, '')
         redis.call('SPUBLISH', KEYS[1], ARGV[14] .. held[5])
         if follows then redis.call('SPUBLISH', KEYS[1], ARGV[15]) end

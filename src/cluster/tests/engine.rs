@@ -109,6 +109,14 @@ impl TestEngine {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
+    /// Returns the time of the server.
+    pub(super) fn millis(&self) -> u64 {
+        let answer = self.command("TIME");
+        let mut numbers = answer.lines().filter_map(|line| line.parse::<u64>().ok());
+        let (seconds, micros) = (numbers.next().unwrap(), numbers.next().unwrap());
+        seconds * 1000 + micros / 1000
+    }
+
     pub(super) fn keys(&self) -> Vec<String> {
         self.command("KEYS *").lines().filter(|line| line.starts_with("cg1:")).map(str::to_owned).collect()
     }

@@ -160,7 +160,7 @@ impl EngineModel {
         }
         let members = &self.members;
         let is_valid = |lease: &EngineLease| {
-            let beats = members.get(&lease.holder).is_some_and(|beat| *beat + TAKEOVER > now);
+            let beats = members.get(&lease.holder).is_some_and(|beat| is_recent(*beat, now));
             let is_suspected =
                 suspicion.is_some_and(|suspicion| suspicion.is_proven && suspicion.holder == lease.holder);
             lease.until > now && beats && !is_suspected && lease.epoch == epoch && lease.holder != me
@@ -215,7 +215,7 @@ impl EngineModel {
         let epoch = self.epoch(spec.domain);
         let is_revoked = self.is_refused_since(spec.domain, now.saturating_sub(attempt_age));
         let members = &self.members;
-        let is_alive = |holder| members.get(&holder).is_some_and(|beat: &Duration| *beat + TAKEOVER > now);
+        let is_alive = |holder| members.get(&holder).is_some_and(|beat: &Duration| is_recent(*beat, now));
         let is_others = self.leases.get(&spec.name).is_some_and(|lease| {
             lease.token != token && lease.until > now && is_alive(lease.holder) && lease.epoch == epoch
         });
@@ -270,6 +270,11 @@ impl EngineModel {
             self.leases.remove(&name);
         }
     }
+}
+
+/// Returns whether a beat shows a living replica. One far in the future is of a clock that went back.
+fn is_recent(beat: Duration, now: Duration) -> bool {
+    beat + TAKEOVER > now && beat <= now + TAKEOVER
 }
 
 /// Returns the time that a call was on its way.
