@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Siblings;
 use super::claims::COMING_BACK;
+use super::outbox::Letter;
 use super::shared_poll::{OwnRun, SharedPoll};
 use super::types::{CallId, EngineCall, KeyEpoch, PollName, ReplicaName};
 
@@ -59,7 +60,7 @@ impl Siblings {
     pub(super) fn adopt_later(&mut self, name: PollName, now: Instant) {
         let takeover = self.config.takeover;
         self.polls.change(name, |poll| {
-            let Some(own) = poll.own_mut() else { return };
+            let Some(own) = poll.own_mut().filter(|own| own.adopt_at.is_none()) else { return };
             own.adopt_at = Some(now + takeover * (1 << own.refused.min(MAX_DOUBLINGS)));
             own.refused += 1;
         });
@@ -102,10 +103,17 @@ impl Siblings {
         // A guest that is gone is not heard again, and counts as dead then.
         let guests: BTreeSet<ReplicaName> =
             guests.into_iter().filter(|guest| self.heard_guest(*guest, now)).collect();
+        let lost = self.polls.change(name, |poll| {
+            let is_lost = lease.is_none() && poll.own().is_some_and(|own| own.is_leased);
+            is_lost.then_some(poll.token)
+        });
         let note = self.polls.change(name, |poll| {
             let (token, is_kept) = (poll.token, poll.local.is_none());
             let own = poll.own_mut()?;
-            (own.is_leased, own.epoch, own.adopt_at) = (lease.is_some(), lease.or(own.epoch), None);
+            (own.is_leased, own.epoch) = (lease.is_some(), lease.or(own.epoch));
+            if own.is_leased {
+                (own.adopt_at, own.has_stepped_back) = (None, false);
+            }
             own.asked.take_if(|asked| *asked == call)?; // otherwise a newer question is on its way
             let had_guests = !own.guests.is_empty();
             // The guests of a lease that is lost are those of the new holder.
@@ -123,6 +131,10 @@ impl Siblings {
             }
             (own.is_held && !own.guests.is_empty()).then_some(token)
         });
+        if let Some(token) = lost.flatten() {
+            // Its guests wait for another replica now, or in vain: by the clock of the engine it began before a rejection.
+            self.send(Letter::Other(EngineCall::Leave(name, token)), now);
+        }
         if lease.is_none() {
             self.adopt_later(name, now);
         }

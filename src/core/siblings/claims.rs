@@ -161,6 +161,9 @@ impl Siblings {
             if is_ahead || has_recovered {
                 self.adopt_all(now); // P3: by its clock this replica was silent, and claims took its leases
             }
+            if is_ahead {
+                self.look_around(now); // the lease of a holder that takes it back has no guests
+            }
             return;
         }
         let Some((name, token)) = self.calls.remove(&call) else {
@@ -181,6 +184,7 @@ impl Siblings {
                 let own = |poll: &mut SharedPoll| {
                     let Some(own) = poll.own_mut() else { return };
                     (own.is_leased, own.epoch, own.adopt_at) = (true, Some(epoch), None);
+                    own.has_stepped_back = false;
                 };
                 self.polls.change(name, own);
                 self.leave_if_unfit(name, now);
@@ -200,6 +204,9 @@ impl Siblings {
             EngineAnswer::Held { epoch, .. } | EngineAnswer::Known(_, epoch)
                 if !is_ours && self.is_dead(name, epoch) =>
             {
+                if matches!(answer, EngineAnswer::Held { .. }) {
+                    self.detach(name);
+                }
                 self.delay(name, now + ASK_AGAIN, None, now);
             }
             EngineAnswer::Held { by, token, age, .. } => self.held(name, by, token, age, now),

@@ -11,7 +11,7 @@ pub(super) const DOWN: Duration = Duration::from_millis(500);
 /// Time without its own beats after which a replica subscribes again.
 pub(super) const DEAF: Duration = Duration::from_millis(1200);
 /// Time without its own beats after which a replica goes on alone: the last of its polls begins 0.5 s later.
-pub(super) const UNHEARD: Duration = Duration::from_millis(1700);
+pub(super) const UNHEARD: Duration = Duration::from_millis(1600);
 /// Longest wait for the answer to a claim, however much else the engine says.
 pub(super) const MAX_PATIENCE: Duration = Duration::from_millis(250);
 /// Claims in a row without an answer in time that make the link far.

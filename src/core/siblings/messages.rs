@@ -8,9 +8,11 @@ use super::link::SILENCE;
 use super::members::{COUNT_INTERVAL, DOUBT, MAX_MEMBERS};
 use super::shared_poll::{SharePhase, SiblingResult};
 use super::types::{
-    EngineCall, KeyEpoch, LeaseToken, PollName, ReplicaName, SiblingMessage, SiblingOutput, Suspicion,
+    EngineCall, KeyEpoch, LeaseToken, PollName, ReplicaName, SharedOutcome, SiblingMessage, SiblingOutput,
+    Suspicion,
 };
 use crate::core::job::KeyDomain;
+use crate::core::route::Goal;
 
 /// Most dead epochs remembered. The oldest goes first; only messages under way can still name it.
 pub(super) const MAX_DEAD_EPOCHS: usize = 1024;
@@ -68,7 +70,7 @@ impl Siblings {
     }
 
     /// Looks at each poll that a sibling makes: messages were missed, or the engine knows this guest no more.
-    fn look_around(&mut self, now: Instant) {
+    pub(super) fn look_around(&mut self, now: Instant) {
         let is_away =
             |phase: &SharePhase| matches!(phase, SharePhase::Away { .. } | SharePhase::Looking { .. });
         for name in self.polls.names(|poll| is_away(&poll.phase)) {
@@ -101,7 +103,11 @@ impl Siblings {
     ) {
         let Some(poll) = self.polls.get(name) else { return };
         if let Some(own) = poll.own() {
-            if let Some(result) = result.filter(|_| own.has_stepped_back && token != poll.token) {
+            // P4: an attempt that the upstream holds longer than the sibling's goes on.
+            let ends = |result: &SiblingResult| {
+                own.has_stepped_back && (own.is_suspended || reaches(&result.outcome, poll.spec.goal))
+            };
+            if let Some(result) = result.filter(|result| token != poll.token && ends(result)) {
                 return self.landed_meanwhile(name, result, now);
             }
             // Two replicas made the poll. This one may have its lease now, or again: an engine whose clock went ahead gave
@@ -257,5 +263,15 @@ impl Siblings {
         let call = self.call(EngineCall::Beat(former));
         // An idle link counts as silent without the answers to beats.
         self.link.beat_sent(call, (self.config.takeover / 4).min(SILENCE / 2), now);
+    }
+}
+
+/// Returns whether a result ends all waits of a poll.
+fn reaches(outcome: &SharedOutcome, goal: Goal) -> bool {
+    match outcome {
+        SharedOutcome::Jobs(states) => {
+            states.iter().all(|state| state.rung.is_some_and(|rung| goal.is_reached_by(rung)))
+        }
+        SharedOutcome::Unsplit(_) | SharedOutcome::Refused(_) => false,
     }
 }

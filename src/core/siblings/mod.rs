@@ -106,10 +106,11 @@ use crate::core::job::KeyDomain;
 /// | `Away` | the link was down or deaf; the engine lost its memory; the holder has a new name | `Looking` for 0.3 s |
 /// | `Away` | its lease has ended | `Asking` |
 /// | `Delayed`, `Looking` | the time is over | `Asking` |
-/// | `Asking`, `Away`, `Delayed`, `Looking` | the engine is silent for 1 s, the link is down for 0.5 s, it is far for 1 s, or this replica does not hear itself for 1.7 s | `Ours` without a lease, within 0.5 s |
+/// | `Asking`, `Away`, `Delayed`, `Looking` | the engine is silent for 1 s, the link is down for 0.5 s, it is far for 1 s, or this replica does not hear itself for 1.6 s | `Ours` without a lease, within 0.5 s |
 /// | `Asking`, `Away`, `Delayed`, `Looking` | `Abort` | forgotten |
 /// | `Ours` | an attempt failed, and the next one is later; a pause | `Ours` without a lease, until the upstream holds it again: guests claim it |
 /// | `Ours`, backing off or paused | a sibling's poll landed | landed, `Cancel` |
+/// | `Ours`, without the lease since then, an attempt is under way | a sibling's poll landed at the goal | landed, `Cancel` |
 /// | `Ours` | `Ended` | landed; siblings hear of it, unless the key was rejected since the attempt began |
 /// | `Ours` | `Abort`, guests are left | `Ours`, for the guests |
 /// | `Ours` | `Abort`, no guests, or no attempt so far | forgotten, `Cancel`; guests claim it |

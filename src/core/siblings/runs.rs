@@ -98,7 +98,8 @@ impl Siblings {
                 }
             };
             let is_news = was_held != own.is_held && !own.guests.is_empty();
-            let is_back = own.is_held && std::mem::take(&mut own.has_stepped_back);
+            // It may fail again in a moment: until it has the lease, the landing of a sibling ends it too.
+            let is_back = own.is_held && !was_held && own.has_stepped_back;
             Some((local, is_news.then_some((token, own.is_held)), is_back))
         });
         let Some((local, note, is_back)) = changed.flatten() else { return };

@@ -74,7 +74,8 @@ pub(super) struct OwnRun {
     pub(super) epoch: Option<KeyEpoch>,
     pub(super) is_held: bool,
     pub(super) is_suspended: bool,
-    /// Whether it gave up its lease, or did not ask for it, while it was suspended or revoked.
+    /// Whether it gave up its lease, or did not ask for it, while it was suspended or revoked, and has not got it back: the
+    /// landing of a sibling ends it.
     pub(super) has_stepped_back: bool,
     /// Start of the newest attempt. `None`: no attempt has begun.
     pub(super) attempt_at: Option<Instant>,

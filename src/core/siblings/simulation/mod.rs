@@ -44,9 +44,9 @@ use crate::core::sweep::{SeedOnPanic, seeds, setting};
 const HOLD: Duration = Duration::from_secs(120);
 
 /// Seeds that failed once.
-const REGRESSION_SEEDS: [u64; 18] = [
-    375, 497, 5219, 8015, 9375, 9846, 11_765, 18_958, 27_722, 40_871, 51_570, 62_510, 80_040, 81_895,
-    103_412, 103_617, 105_109, 105_681,
+const REGRESSION_SEEDS: [u64; 24] = [
+    3545, 23_722, 28_627, 29_875, 33_493, 1_022_170, 375, 497, 5219, 8015, 9375, 9846, 11_765, 18_958,
+    27_722, 40_871, 51_570, 62_510, 80_040, 81_895, 103_412, 103_617, 105_109, 105_681,
 ];
 
 #[test]
@@ -116,6 +116,8 @@ struct World {
     disturbances: Vec<Disturbance>,
     /// Attempts that were started, by key domain and goal.
     started: BTreeMap<(u8, Goal), u64>,
+    /// Attempts that fail, likewise.
+    failed: BTreeMap<(u8, Goal), u64>,
     /// When the attempts for a job fail that have begun so far.
     fails_at: BTreeMap<usize, Duration>,
     lost: Vec<LostAnswer>,
@@ -163,6 +165,7 @@ impl World {
             names: HashMap::new(),
             disturbances: Vec::new(),
             started: BTreeMap::new(),
+            failed: BTreeMap::new(),
             fails_at: BTreeMap::new(),
             lost: Vec::new(),
             dead: BTreeSet::new(),

@@ -252,11 +252,11 @@ impl World {
         }
     }
 
-    /// For each key domain and goal: no more attempts than the clients alone would make calls. At the lowest rung one
-    /// snapshot more for each wait that came to its deadline.
+    /// For each key domain and goal: no more attempts than the clients alone would make calls, and than failed before. At the
+    /// lowest rung one snapshot more for each wait that came to its deadline.
     fn p4_clients_alone_would_make_as_many_calls(&self) {
         for (&(number, goal), &started) in &self.started {
-            let mut alone = 0;
+            let mut alone = self.failed.get(&(number, goal)).copied().unwrap_or_default();
             for client in
                 self.plan.clients.iter().filter(|client| client.domain == number && client.has_joined)
             {
@@ -311,7 +311,10 @@ impl World {
         let missed = missed.max(thawing.unwrap_or_default());
         let alone = self.reached_alone_at(client).unwrap_or(now);
         let drained_at = self.replicas[client.replica].drained_at;
+        // The last known state is all that a replica has that stops without a way to the upstream.
+        let is_cut_off = drained_at.is_some() && now <= self.replicas[client.replica].cut_off_until;
         let (states, from) = match end {
+            WaitOutcome::TimedOut(states) if is_cut_off => (states, Duration::ZERO),
             WaitOutcome::Reached(states) if client.jobs.len() == 1 => {
                 let from = alone.min(now).saturating_sub(lag * 2 + missed);
                 (states, self.silent_since(client, from))
@@ -440,9 +443,12 @@ impl World {
         }
     }
 
-    /// Returns whether the key was rejected after an attempt began.
+    /// Returns whether the key was rejected after an attempt began, as its replica knows it: a rejection counts as younger by
+    /// the time of its message.
     fn is_revoked(&self, domain: KeyDomain, since: Duration) -> bool {
-        self.revoked_at.get(&domain.0[0]).is_some_and(|at| *at + self.lag() >= since)
+        let (far_until, far) = self.far;
+        let on_its_way = if since <= far_until + far { far / 2 } else { Duration::ZERO };
+        self.revoked_at.get(&domain.0[0]).is_some_and(|at| *at + self.lag() + on_its_way >= since)
     }
 
     /// Returns whether messages were out of order since then. An `Attached` that is overtaken by the `Detached` before it

@@ -21,6 +21,8 @@ use crate::core::siblings::{ReplicaName, ShareSpec, SiblingConfig, SiblingInput,
 
 /// Time between two attempts of a poll.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
+/// Time for which an attempt that fails seems to be held.
+const ACCEPTED: Duration = Duration::from_millis(5);
 
 pub(super) struct Replica {
     pub(super) coalescer: Coalescer,
@@ -255,7 +257,13 @@ impl World {
         self.replicas[n].siblings.handle(SiblingInput::Progress(run, PollProgress::AttemptStarted), now);
         let sent = self.now + self.hop();
         if self.now < self.replicas[n].cut_off_until {
-            return self.at(sent, SweepEvent::CutOff(n, run));
+            // Without a connection, or on one that is closed as soon as the request is on it.
+            let is_connected = self.now.as_millis() % 2 == 0;
+            if is_connected {
+                self.at(sent, SweepEvent::Sent(n, run));
+            }
+            let fails = if is_connected { sent + ACCEPTED } else { sent };
+            return self.at(fails, SweepEvent::CutOff(n, run));
         }
         self.at(sent, SweepEvent::Sent(n, run));
         let arrives = sent + self.hop();
@@ -269,6 +277,7 @@ impl World {
             None => reached.filter(|at| *at <= arrives + HOLD).unwrap_or(arrives + HOLD),
         };
         if self.plan.is_failing && self.rng.u8(..4) == 0 {
+            *self.failed.entry((spec.domain.0[0], spec.goal)).or_default() += 1;
             let fails = arrives + Duration::from_millis(self.rng.u64(..20_000));
             for job in jobs {
                 let at = self.fails_at.entry(job).or_default();

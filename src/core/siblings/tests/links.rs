@@ -282,6 +282,18 @@ fn an_engine_whose_clock_went_ahead_is_asked_for_the_leases() {
     }
 }
 
+/// P6: a holder whose lease was taken meanwhile gets it back without guests.
+#[test]
+fn a_guest_makes_itself_known_again_to_an_engine_whose_clock_went_ahead() {
+    let mut gateway = Gateway::linked();
+    gateway.open_held(1);
+    gateway.is_engine_up = false;
+    gateway.pass(ms(500));
+    let time = gateway.now.saturating_duration_since(gateway.zero) + ms(5_000);
+    gateway.answer("beat", EngineAnswer::Done(EngineTime(time)));
+    assert_eq!(gateway.take(), ["look"]);
+}
+
 #[test]
 fn only_the_adoptions_before_the_first_beat_of_a_link_make_the_replica_known() {
     let is_first = |gateway: &Gateway| match gateway.calls["adopt"].1 {

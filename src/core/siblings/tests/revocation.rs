@@ -65,6 +65,27 @@ fn a_late_grant_does_not_revive_a_poll_that_began_before_a_rejection() {
     assert_eq!(gateway.end(1), ["leave", "landed 1"]);
 }
 
+/// P6: the holder keeps no poll for a replica that does not wait for it.
+#[test]
+fn a_replica_leaves_the_lease_of_an_epoch_that_died_before_the_answer_came() {
+    let mut gateway = Gateway::linked();
+    gateway.open(1);
+    gateway.message(revoked(ms(0)));
+    gateway.answer("claim", held(SIBLING, 1, ms(0)));
+    assert_eq!(gateway.take(), ["claim", "detach", "lost 1"]);
+}
+
+/// P1: the engine dates the poll before the rejection of its key, since its clock went back, and keeps the lease.
+#[test]
+fn a_holder_that_does_not_get_its_lease_back_leaves_it_to_its_guests() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.link_up(OTHER);
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: false, epoch: EPOCH, guests: Vec::new() });
+    assert_eq!(gateway.take(), ["adopt", "leave"]);
+}
+
 #[test]
 fn a_poll_that_began_after_a_rejection_lands() {
     for (age, epoch) in [(ms(200), None), (ms(0), Some(LATER_EPOCH))] {

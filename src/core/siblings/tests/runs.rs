@@ -285,6 +285,26 @@ fn the_guests_of_an_older_question_are_not_those_of_now() {
 }
 
 /// P3
+/// P3: three questions that were on their way together count as one refusal.
+#[test]
+fn refusals_of_the_same_moment_do_not_lengthen_the_pause() {
+    let mut gateway = Gateway::alone();
+    gateway.open(1);
+    gateway.link_up(ME);
+    let mut calls = vec![gateway.calls["adopt"].0];
+    for _ in 0..2 {
+        gateway.message(SiblingMessage::Left(name(1), token(1)));
+        calls.push(gateway.calls["adopt"].0);
+    }
+    gateway.take();
+    for call in calls {
+        let refused = EngineAnswer::Adopted { is_mine: false, epoch: EPOCH, guests: Vec::new() };
+        gateway.input(SiblingInput::Answer(call, refused));
+    }
+    gateway.pass(ms(2_000));
+    assert_eq!(gateway.take(), ["adopt"]);
+}
+
 #[test]
 fn a_refused_poll_asks_for_its_lease_again_one_takeover_later() {
     let mut gateway = Gateway::linked();

@@ -84,6 +84,38 @@ fn a_lease_that_comes_while_the_poll_backs_off_is_given_back() {
     assert_eq!(gateway.take(), ["leave"]);
 }
 
+/// P12: a retry whose connection breaks at once was held for a moment.
+#[test]
+fn a_retry_that_fails_again_does_not_miss_the_landing_of_a_sibling() {
+    for lands_while_held in [false, true] {
+        let mut gateway = Gateway::linked();
+        gateway.open_granted(1);
+        gateway.progress(backing_off());
+        gateway.progress(PollProgress::AttemptStarted);
+        gateway.progress(PollProgress::Held);
+        gateway.answer("adopt", EngineAnswer::Adopted { is_mine: false, epoch: EPOCH, guests: Vec::new() });
+        if !lands_while_held {
+            assert_eq!(gateway.progress(backing_off()), ["progress 1"]);
+        }
+        let landing = gateway.landed_message(1, 3, ms(0));
+        gateway.message(landing);
+        assert_eq!(gateway.take(), ["landed 1", "cancel 1", "leave"], "{lands_while_held}");
+    }
+}
+
+/// P4: the upstream holds the retry longer than the poll of the sibling.
+#[test]
+fn the_end_of_a_siblings_hold_does_not_end_a_retry_that_the_upstream_holds() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    gateway.progress(backing_off());
+    gateway.progress(PollProgress::AttemptStarted);
+    gateway.progress(PollProgress::Held);
+    let landing = gateway.landed_message(1, 2, ms(0));
+    gateway.message(landing);
+    assert_eq!(gateway.take(), ["adopt"]);
+}
+
 /// P12
 #[test]
 fn a_poll_that_backs_off_ends_with_the_landing_of_a_sibling() {
