@@ -35,8 +35,9 @@ pub(super) struct TurnWrites<S> {
     socket: S,
     activity: ConnectionActivity,
     buffered: BytesMut,
-    /// Bytes that were collected in the last turn: the capacity for the next one, whose buffer then seldom grows.
-    last_turn: usize,
+    /// Bytes of a large turn, less an eighth for each turn since: the capacity of the next one, whose buffer then seldom
+    /// grows. A client's turns differ: some have only window updates.
+    capacity: usize,
     /// Whether `turn` is to be notified at the end of this turn.
     awaits_end: bool,
     turn: Arc<TurnEnd>,
@@ -62,7 +63,7 @@ impl<S: AsyncWrite + Unpin> TurnWrites<S> {
             socket,
             activity,
             buffered: BytesMut::new(),
-            last_turn: 0,
+            capacity: 0,
             awaits_end: false,
             turn: Arc::default(),
         }
@@ -129,7 +130,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TurnWrites<S> {
             return Pin::new(&mut this.socket).poll_write_vectored(cx, bufs);
         }
         if this.buffered.capacity() == 0 {
-            this.buffered.reserve(this.last_turn.max(length));
+            this.buffered.reserve(this.capacity.max(length));
         }
         bufs.iter().for_each(|buf| this.buffered.extend_from_slice(buf));
         Poll::Ready(Ok(length))
@@ -146,7 +147,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TurnWrites<S> {
             if !this.activity.writes_at_once() && this.poll_end_of_turn(cx).is_pending() {
                 return Poll::Ready(Ok(()));
             }
-            this.last_turn = this.buffered.len();
+            this.capacity = this.buffered.len().max(this.capacity - this.capacity / 8);
             ready!(this.poll_drain(cx))?;
         }
         Pin::new(&mut this.socket).poll_flush(cx)

@@ -58,8 +58,8 @@ const MAX_ENTRIES: usize = 4096;
 /// Most bytes of keys, headers and bodies of one thread.
 const MAX_BYTES: usize = 8 << 20;
 
-/// A full table takes in one of so many answers, in place of others. Where more requests come in turn than fit, it keeps
-/// most of its answers until they come again.
+/// A nearly full table admits one of so many requests, whose answer replaces others. Where more requests come in turn than
+/// fit, most of its answers stay until they are asked for again, and most other requests cost no more than without it.
 const REPLACED_PART: u8 = 16;
 
 /// Longest body of a kept answer, and its longest header.
@@ -97,7 +97,7 @@ struct Table {
     key: Vec<u8>,
     /// Hashes of recent keys without an answer.
     recent: Box<[u32]>,
-    /// Answers that a full table has not taken in since the last one.
+    /// Requests that a nearly full table has not admitted since the last one.
     refused: u8,
     served: u64,
 }
@@ -211,7 +211,11 @@ impl Gateway {
                 Known::Candidate(Box::new(candidate))
             };
             let Some(kept) = table.entries.get_mut(&*table.key) else {
-                return if table.is_recent() { candidate(&table.key) } else { Known::Nothing };
+                return if table.is_recent() && table.admits() {
+                    candidate(&table.key)
+                } else {
+                    Known::Nothing
+                };
             };
             if kept.quotas != quotas.version() || !self.is_right(kept, ctx.arrived) {
                 let key = std::mem::take(&mut table.key);
@@ -416,13 +420,7 @@ impl Table {
         }
         let bytes = weight(&key, &kept);
         self.remove(&key);
-        if self.is_full(bytes) {
-            self.refused = (self.refused + 1) % REPLACED_PART;
-            if self.refused > 0 {
-                return;
-            }
-            self.make_room(bytes);
-        }
+        self.make_room(bytes);
         self.bytes += bytes;
         self.entries.insert(key, kept);
     }
@@ -433,13 +431,18 @@ impl Table {
         }
     }
 
-    fn is_full(&self, bytes: usize) -> bool {
-        self.entries.len() >= MAX_ENTRIES || self.bytes + bytes > MAX_BYTES
+    /// Returns whether to keep the answer to one more request.
+    fn admits(&mut self) -> bool {
+        if self.entries.len() < MAX_ENTRIES && self.bytes < MAX_BYTES - MAX_BYTES / 16 {
+            return true;
+        }
+        self.refused = (self.refused + 1) % REPLACED_PART;
+        self.refused == 0
     }
 
     /// Removes answers until there is room for one of this size, in the order of the hash table, which is random.
     fn make_room(&mut self, bytes: usize) {
-        while self.is_full(bytes) {
+        while self.entries.len() >= MAX_ENTRIES || self.bytes + bytes > MAX_BYTES {
             let Some((key, kept)) = self.entries.extract_if(|_, _| true).next() else { return };
             self.bytes -= weight(&key, &kept);
         }
