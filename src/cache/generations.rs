@@ -14,6 +14,7 @@
 use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crossbeam_utils::CachePadded;
 use foldhash::quality::RandomState;
 
 use crate::core::job::{JobId, KeyDomain};
@@ -23,7 +24,8 @@ const COUNTERS: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct Generations {
-    all: AtomicU64,
+    /// Padded: each hit reads it.
+    all: CachePadded<AtomicU64>,
     keys: Box<[AtomicU64]>,
     jobs: Box<[AtomicU64]>,
     hasher: RandomState,
@@ -46,7 +48,12 @@ struct Counted {
 impl Generations {
     pub(super) fn new() -> Self {
         let counters = || (0..COUNTERS).map(|_| AtomicU64::new(0)).collect();
-        Self { all: AtomicU64::new(0), keys: counters(), jobs: counters(), hasher: RandomState::default() }
+        Self {
+            all: CachePadded::default(),
+            keys: counters(),
+            jobs: counters(),
+            hasher: RandomState::default(),
+        }
     }
 
     pub(super) fn everything_changed(&self) {

@@ -151,7 +151,8 @@ impl Gateway {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        match self.kept_answer(&request, &ctx) {
+        let mut ctx = ctx;
+        match self.kept_answer(&request, &mut ctx) {
             Known::Answer(response) => Either::Left(ready(response.into())),
             Known::Candidate(candidate) => self.handle_unknown(request, ctx, Some(candidate)),
             Known::Nothing => self.handle_unknown(request, ctx, None),

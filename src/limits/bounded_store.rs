@@ -86,22 +86,31 @@ impl StateStore for BoundedStore {
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
         let mut shard = self.shard(&key.subject).lock();
-        let before = shard.get(&key.subject);
-        let decided = f(before);
-        let stored = match key.effect {
-            // A rejected check puts the old count again, so that the subject stays in the recent generation.
-            StoreEffect::Count { surcharge } => {
-                decided.as_ref().map_or(before, |(_, after)| Some(*after + Nanos::new(surcharge)))
-            }
-            StoreEffect::Peek => None,
-            StoreEffect::Raise(to) => {
-                Some(Nanos::new(to)).filter(|to| before.is_none_or(|before| before < *to))
-            }
+        let decide = |before: Option<Nanos>| {
+            let decided = f(before);
+            let stored = match key.effect {
+                // A rejected check puts the old count again, so that the subject stays in the recent generation.
+                StoreEffect::Count { surcharge } => {
+                    decided.as_ref().map_or(before, |(_, after)| Some(*after + Nanos::new(surcharge)))
+                }
+                StoreEffect::Peek => None,
+                StoreEffect::Raise(to) => {
+                    Some(Nanos::new(to)).filter(|to| before.is_none_or(|before| before < *to))
+                }
+            };
+            (decided.map(|(decision, _)| decision), stored)
         };
-        if let Some(state) = stored {
-            shard.put(key.subject, state);
+        // Most subjects are here: one lookup reads and writes.
+        if let Some(state) = shard.recent.get_mut(&key.subject) {
+            let (decision, stored) = decide(Some(*state));
+            *state = stored.unwrap_or(*state);
+            return decision;
         }
-        decided.map(|(decision, _)| decision)
+        let (decision, stored) = decide(shard.previous.get(&key.subject).copied());
+        if let Some(state) = stored {
+            shard.put_recent(key.subject, state);
+        }
+        decision
     }
 }
 
@@ -137,15 +146,8 @@ impl ShrinkableKeyedStateStore<StoreKey> for BoundedStore {
 }
 
 impl Shard {
-    fn get(&self, subject: &Subject) -> Option<Nanos> {
-        self.recent.get(subject).or_else(|| self.previous.get(subject)).copied()
-    }
-
-    fn put(&mut self, subject: Subject, state: Nanos) {
-        if let Some(known) = self.recent.get_mut(&subject) {
-            *known = state;
-            return;
-        }
+    /// Stores a subject that is not in the recent generation.
+    fn put_recent(&mut self, subject: Subject, state: Nanos) {
         self.previous.remove(&subject);
         if self.recent.len() >= GENERATION_SIZE {
             self.previous = std::mem::take(&mut self.recent);

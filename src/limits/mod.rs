@@ -15,7 +15,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use arrayvec::ArrayString;
 use governor::clock::Clock;
 use governor::middleware::StateInformationMiddleware;
@@ -99,6 +99,8 @@ struct QuotaSet {
     calls: QuotaGroup,
     /// Number of replicas by which the quotas are divided. 1: this one has the whole quotas.
     divisor: u32,
+    /// Number of changes of the quotas.
+    version: u64,
     /// `RateLimit-Policy` of subjects with the default quotas.
     policy: Option<HeaderValue>,
 }
@@ -171,27 +173,40 @@ impl Limits {
     ) -> Result<(), QuotaExceeded> {
         let quotas = self.quotas.load();
         let Some(quota) = group(&quotas).of(subject) else { return Ok(()) };
-        let counted = quota.check(subject, count, quotas.divisor)?;
+        self.check_quota(quota, subject, count, quotas.divisor).map(drop)
+    }
+
+    /// Counts requests against a quota. Returns its state then.
+    fn check_quota(
+        &self,
+        quota: &RateQuota,
+        subject: Subject,
+        count: NonZeroU32,
+        divisor: u32,
+    ) -> Result<Option<QuotaState>, QuotaExceeded> {
+        let (counted, state) = quota.check(subject, count, divisor)?;
         if let Some(takes) = &self.takes {
             takes.record(quota.take_of(subject, counted.get()));
         }
-        Ok(())
+        Ok(state)
     }
 
     /// Returns the `RateLimit` headers of a subject, without counting a request. `None`: the subject has no quota.
     pub fn quota_headers(&self, subject: Subject) -> Option<QuotaHeaders> {
         let quotas = self.quotas.load();
-        let mut remaining = ArrayString::<MAX_HEADER_LEN>::new();
-        for quota in quotas.of(subject) {
-            if !remaining.is_empty() {
-                remaining.push_str(", ");
-            }
-            quota.peek(subject, quotas.divisor).write(&mut remaining);
-        }
-        let mut remaining = HeaderValue::from_str(&remaining).expect("names of quotas are tokens");
-        // Not secret, but different in each response: HTTP/2 must not index it.
-        remaining.set_sensitive(true);
+        let states = quotas.of(subject).map(|quota| quota.peek(subject, quotas.divisor));
+        let remaining = remaining_value(states)?;
         Some(QuotaHeaders { policy: quotas.policy(subject)?, remaining })
+    }
+
+    /// Returns the quotas as they are now, for a request whose `RateLimit-Policy` is known.
+    pub(crate) fn current(&self) -> CurrentQuotas<'_> {
+        CurrentQuotas { quotas: self.quotas.load(), limits: self }
+    }
+
+    /// Returns whether a quota counts the requests or the calls of a subject.
+    pub(crate) fn has_quota(&self, subject: Subject) -> bool {
+        self.quotas.load().of(subject).next().is_some()
     }
 
     /// Returns the state of each quota of a subject, without counting a request.
@@ -214,6 +229,51 @@ impl Limits {
     }
 }
 
+/// The quotas between two changes of them.
+pub(crate) struct CurrentQuotas<'l> {
+    quotas: Guard<Arc<QuotaSet>>,
+    limits: &'l Limits,
+}
+
+impl CurrentQuotas<'_> {
+    /// Returns the number of these quotas. While it stays, `RateLimit-Policy` of a subject does.
+    pub(crate) fn version(&self) -> u64 {
+        self.quotas.version
+    }
+
+    /// Counts one request against the quota `requests`. Returns `RateLimit`, or `None` for a subject without a quota.
+    pub(crate) fn count_request(&self, subject: Subject) -> Result<Option<HeaderValue>, QuotaExceeded> {
+        let QuotaSet { requests, calls, divisor, .. } = &**self.quotas;
+        let requests = match requests.of(subject) {
+            Some(quota) => {
+                let counted = self.limits.check_quota(quota, subject, NonZeroU32::MIN, *divisor)?;
+                Some(counted.unwrap_or_else(|| quota.peek(subject, *divisor)))
+            }
+            None => None,
+        };
+        let calls = calls.of(subject).map(|quota| quota.peek(subject, *divisor));
+        Ok(remaining_value(requests.into_iter().chain(calls)))
+    }
+}
+
+/// Returns the value of `RateLimit`. `None`: no quota.
+fn remaining_value(states: impl Iterator<Item = QuotaState>) -> Option<HeaderValue> {
+    let mut remaining = ArrayString::<MAX_HEADER_LEN>::new();
+    for state in states {
+        if !remaining.is_empty() {
+            remaining.push_str(", ");
+        }
+        state.write(&mut remaining);
+    }
+    if remaining.is_empty() {
+        return None;
+    }
+    let mut remaining = HeaderValue::from_str(&remaining).expect("names of quotas are tokens");
+    // Not secret, but different in each response: HTTP/2 must not index it.
+    remaining.set_sensitive(true);
+    Some(remaining)
+}
+
 impl QuotaSet {
     fn new(limits: &config::LimitsConfig, members: &[TeamMember], before: Option<&Self>) -> Self {
         let requests = |m: &TeamMember| (m.requests_per_second, m.burst);
@@ -230,17 +290,18 @@ impl QuotaSet {
             members.iter().map(|member| (member, calls(member))),
             before.map(|before| &before.calls),
         );
-        Self::of_groups(requests, calls, before.map_or(1, |before| before.divisor))
+        let (divisor, version) = before.map_or((1, 0), |before| (before.divisor, before.version + 1));
+        Self::of_groups(requests, calls, divisor, version)
     }
 
-    fn of_groups(requests: QuotaGroup, calls: QuotaGroup, divisor: u32) -> Self {
+    fn of_groups(requests: QuotaGroup, calls: QuotaGroup, divisor: u32, version: u64) -> Self {
         let defaults = [&requests, &calls].into_iter().filter_map(|group| group.default.as_deref());
-        Self { policy: policy_of(defaults, divisor), requests, calls, divisor }
+        Self { policy: policy_of(defaults, divisor), requests, calls, divisor, version }
     }
 
     /// Returns the same quotas with the same counts, divided by this number of replicas.
     fn divided(&self, divisor: u32) -> Self {
-        Self::of_groups(self.requests.clone(), self.calls.clone(), divisor)
+        Self::of_groups(self.requests.clone(), self.calls.clone(), divisor, self.version + 1)
     }
 
     fn of(&self, subject: Subject) -> impl Iterator<Item = &RateQuota> {
@@ -286,14 +347,6 @@ impl QuotaHeaders {
             headers.insert(RATELIMIT_POLICY, self.policy);
             headers.insert(RATELIMIT, self.remaining);
         }
-    }
-}
-
-impl QuotaHeaders {
-    /// Replaces the fields that [`Self::write`] has added to an earlier response.
-    pub(crate) fn replace(self, headers: &mut HeaderMap) {
-        headers.insert(RATELIMIT_POLICY, self.policy);
-        headers.insert(RATELIMIT, self.remaining);
     }
 }
 
@@ -390,8 +443,14 @@ impl RateQuota {
     }
 
     /// Counts `count` requests, each as one of every replica among which the quota is divided. Returns the number that was
-    /// counted: a count above the burst uses the whole burst; otherwise such a request could never pass.
-    fn check(&self, subject: Subject, count: NonZeroU32, divisor: u32) -> Result<NonZeroU32, QuotaExceeded> {
+    /// counted: a count above the burst uses the whole burst; otherwise such a request could never pass. Also returns the
+    /// state then, unless only [`Self::peek`] knows it.
+    fn check(
+        &self,
+        subject: Subject,
+        count: NonZeroU32,
+        divisor: u32,
+    ) -> Result<(NonZeroU32, Option<QuotaState>), QuotaExceeded> {
         let (rate, burst) = self.effective();
         let count = NonZeroU32::new(burst).map_or(count, |burst| count.min(burst));
         let surcharge = match divisor {
@@ -400,7 +459,12 @@ impl RateQuota {
         };
         let key = StoreKey { subject, effect: StoreEffect::Count { surcharge } };
         match self.limiter.check_key_n(&key, count) {
-            Ok(Ok(_)) => Ok(count),
+            Ok(Ok(state)) => {
+                // The surcharge is not in the state, nor is the time until the next request if none remains.
+                let remaining = state.remaining_burst_capacity();
+                let is_known = divisor == 1 && remaining > 0;
+                Ok((count, is_known.then(|| self.state(remaining, None))))
+            }
             Ok(Err(until)) => {
                 let retry_after = Duration::from_secs(seconds(until.wait_time_from(GatewayClock.now())));
                 Err(QuotaExceeded { quota: self.name, retry_after })
@@ -424,6 +488,10 @@ impl RateQuota {
             Ok(state) => ((state.remaining_burst_capacity() + 1).div_ceil(divisor), None),
             Err(until) => (0, Some(seconds(until.wait_time_from(GatewayClock.now())))),
         };
+        self.state(remaining, resets_in)
+    }
+
+    fn state(&self, remaining: u32, resets_in: Option<u64>) -> QuotaState {
         let (rate, burst) = self.rate_and_burst;
         QuotaState { quota: self.name, rate, burst, remaining, resets_in }
     }
@@ -479,7 +547,7 @@ impl Clock for GatewayClock {
     }
 }
 
-const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+pub(crate) const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 #[cfg(test)]

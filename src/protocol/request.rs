@@ -42,6 +42,11 @@ impl RequestId {
         &self.0
     }
 
+    /// Returns the value without a copy, and leaves an empty id.
+    pub(crate) fn take_value(&mut self) -> HeaderValue {
+        std::mem::replace(&mut self.0, HeaderValue::from_static(""))
+    }
+
     pub fn as_str(&self) -> &str {
         self.0.to_str().expect("ids are visible ASCII")
     }

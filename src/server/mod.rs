@@ -223,15 +223,10 @@ impl Server {
     }
 
     fn begin(&self, accepted: Accepted, activity: ConnectionActivity, permit: ConnectionPermit) {
-        self.0.tasks.spawn(self.clone().connection(accepted, activity, Arc::new(permit)));
+        self.0.tasks.spawn(self.clone().connection(accepted, activity, permit));
     }
 
-    async fn connection(
-        self,
-        accepted: Accepted,
-        activity: ConnectionActivity,
-        permit: Arc<ConnectionPermit>,
-    ) {
+    async fn connection(self, accepted: Accepted, activity: ConnectionActivity, permit: ConnectionPermit) {
         match (accepted, &self.0.tls) {
             (Accepted::Unix(stream), _) => self.serve(stream, Peer::Unix, false, activity, permit).await,
             (Accepted::Tcp(stream, address), tls) => {
@@ -254,7 +249,7 @@ impl Server {
         stream: TcpStream,
         peer: Peer,
         activity: ConnectionActivity,
-        permit: Arc<ConnectionPermit>,
+        permit: ConnectionPermit,
     ) {
         // Boxed: the future is large, and is dropped before the long part of the connection's life.
         let handshake = Box::pin(tls.acceptor().accept(stream));
@@ -296,7 +291,7 @@ impl Server {
         peer: Peer,
         is_tls: bool,
         activity: ConnectionActivity,
-        permit: Arc<ConnectionPermit>,
+        permit: ConnectionPermit,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -307,6 +302,9 @@ impl Server {
             return;
         };
         let streams = (version >= Version::HTTP_2).then(|| StreamExecutor::new(self.0.stall_timeout));
+        // One count of references for each request, in memory of this connection: all threads share that of the server.
+        let owner = Arc::new(ConnectionOwner { server: self.clone(), permit });
+        let permit = &owner.permit;
         let service = service_fn(|request: hyper::Request<Incoming>| {
             let ctx = RequestCtx {
                 id: RequestId::new(request.headers().get(X_REQUEST_ID)),
@@ -314,7 +312,7 @@ impl Server {
                 is_tls,
                 arrived: clock::now(),
             };
-            let (server, permit) = (self.clone(), Arc::clone(&permit));
+            let owner = Arc::clone(&owner);
             let stream = streams.as_ref().map(|streams| {
                 let delivery = Arc::<DeliveryProgress>::default();
                 streams.announce(Arc::clone(&delivery));
@@ -323,18 +321,19 @@ impl Server {
             let (guard, activity) = (activity.begin_on_stream(stream), activity.clone());
             let is_http10 = request.version() == Version::HTTP_10;
             let request = request.map(|body| UploadTimeout::new(body, self.0.stall_timeout, &activity));
-            server.0.gateway.handle(request, ctx).map(move |forwarded| {
+            self.0.gateway.handle(request, ctx).map(move |forwarded| {
+                let server = &owner.server.0;
                 if let Some(tunnel) = forwarded.tunnel {
-                    let guards = (activity.begin_tunnel(), permit);
+                    let guards = (activity.begin_tunnel(), Arc::clone(&owner));
                     let tunnel = async move {
                         tunnel.await;
                         drop(guards);
                     };
-                    server.0.tasks.spawn(server.0.abort.clone().run_until_cancelled_owned(tunnel));
+                    server.tasks.spawn(server.abort.clone().run_until_cancelled_owned(tunnel));
                 }
                 let mut response = forwarded.response.map(|body| guard.with(body));
                 // Otherwise the client would send its next request into a closing connection.
-                let is_last = server.0.is_stopping.load(Ordering::Relaxed)
+                let is_last = server.is_stopping.load(Ordering::Relaxed)
                     || (is_http10 && is_of_unknown_length(&response));
                 if version < Version::HTTP_2 && is_last {
                     announce_close(&mut response, is_http10);
@@ -342,7 +341,7 @@ impl Server {
                 Ok::<_, Infallible>(response)
             })
         });
-        let info = ConnectionInfo { opened_at, version, activity: &activity, permit: &permit };
+        let info = ConnectionInfo { opened_at, version, activity: &activity, permit };
         let served = match &streams {
             Some(streams) => {
                 // Boxed: only HTTP/2 connections need the space.
@@ -437,6 +436,12 @@ impl Server {
             () = activity.stalled(*stall_timeout, version) => Ok(()),
         }
     }
+}
+
+/// The server and the permit of a connection, shared by its requests and tunnels.
+struct ConnectionOwner {
+    server: Server,
+    permit: ConnectionPermit,
 }
 
 /// State of a connection that [`Server::drive`] needs.

@@ -35,6 +35,9 @@ pub(super) struct TurnWrites<S> {
     socket: S,
     activity: ConnectionActivity,
     buffered: BytesMut,
+    /// Bytes of a large turn, less an eighth for each turn since: the capacity of the next one, whose buffer then seldom
+    /// grows. A client's turns differ: some have only window updates.
+    capacity: usize,
     /// Whether `turn` is to be notified at the end of this turn.
     awaits_end: bool,
     turn: Arc<TurnEnd>,
@@ -56,7 +59,14 @@ impl Wake for TurnEnd {
 
 impl<S: AsyncWrite + Unpin> TurnWrites<S> {
     pub(super) fn new(socket: S, activity: ConnectionActivity) -> Self {
-        Self { socket, activity, buffered: BytesMut::new(), awaits_end: false, turn: Arc::default() }
+        Self {
+            socket,
+            activity,
+            buffered: BytesMut::new(),
+            capacity: 0,
+            awaits_end: false,
+            turn: Arc::default(),
+        }
     }
 
     /// Writes all collected bytes.
@@ -119,6 +129,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TurnWrites<S> {
         if length >= LARGE_WRITE {
             return Pin::new(&mut this.socket).poll_write_vectored(cx, bufs);
         }
+        if this.buffered.capacity() == 0 {
+            this.buffered.reserve(this.capacity.max(length));
+        }
         bufs.iter().for_each(|buf| this.buffered.extend_from_slice(buf));
         Poll::Ready(Ok(length))
     }
@@ -134,6 +147,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TurnWrites<S> {
             if !this.activity.writes_at_once() && this.poll_end_of_turn(cx).is_pending() {
                 return Poll::Ready(Ok(()));
             }
+            this.capacity = this.buffered.len().max(this.capacity - this.capacity / 8);
             ready!(this.poll_drain(cx))?;
         }
         Pin::new(&mut this.socket).poll_flush(cx)

@@ -1,5 +1,6 @@
 //! Repeated hits: each thread keeps the answers to requests that it has answered from the cache before, by the bytes of
-//! the request. Such a request costs a lookup, the quotas, four header fields, the metrics and the access line.
+//! the request. Such a request costs a lookup, the quotas, four header fields, the metrics and the access line. It writes
+//! to no memory that other threads read, but the counts of quotas.
 //!
 //! ```text
 //!   request ── known? ── unchanged? ── not expired? ── within the quota? ──▶ the kept answer, with its new values
@@ -15,9 +16,10 @@
 //! | `Accept-Encoding`, `Accept-Language`, `Connection`, `Content-Type` | the ordinary way reads none of them |
 //! | any other field, a body | takes the ordinary way |
 //! | state of the job, 401 and 403 to the key, removals, reloads | [`Generation`] |
+//! | quotas, metrics, access line | counted and written for each request |
+//! | number of replicas that share the quotas | version of the quotas |
 //! | lifetime of the state, `cache.key_recheck_interval` | `valid_until` |
 //! | eviction by moka, in [`TOUCH_INTERVAL`] | [`Cache::valid_until`](crate::cache::Cache::valid_until), which also counts the use |
-//! | quotas, metrics, access line | counted and written for each request |
 //! | `auth.headers` and `auth.with_key` with other fields, traces | such gateways keep no answers |
 //!
 //! Only answers with a single job are kept. Bounds: [`MAX_ENTRIES`] and [`MAX_BYTES`] a thread.
@@ -35,7 +37,7 @@ use foldhash::quality::RandomState;
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AGE, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, USER_AGENT,
 };
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
 
 use super::Gateway;
@@ -43,17 +45,22 @@ use super::access_log::{AccessLog, AnsweredHit, log_hit};
 use super::response::{CACHE_STATUS, ResponseOrigin, X_REQUEST_ID, age_value, hit_status};
 use crate::cache::{CachedJob, Generation};
 use crate::core::job::KeyDomain;
-use crate::limits::Subject;
+use crate::limits::{CurrentQuotas, RATELIMIT, Subject};
 use crate::protocol::body::Body;
+use crate::protocol::field_value::copy_value;
 use crate::protocol::peer::Peer;
 use crate::protocol::request::RequestCtx;
 use crate::telemetry::metrics::RouteLabel;
 
 /// Most answers of one thread.
-const MAX_ENTRIES: usize = 1024;
+const MAX_ENTRIES: usize = 4096;
 
 /// Most bytes of keys, headers and bodies of one thread.
-const MAX_BYTES: usize = 4 << 20;
+const MAX_BYTES: usize = 8 << 20;
+
+/// A nearly full table admits one of so many requests, whose answer replaces others. Where more requests come in turn than
+/// fit, most of its answers stay until they are asked for again, and most other requests cost no more than without it.
+const REPLACED_PART: u8 = 16;
 
 /// Longest body of a kept answer, and its longest header.
 const MAX_BODY: usize = 64 << 10;
@@ -61,6 +68,9 @@ const MAX_HEADER: usize = 4 << 10;
 
 /// Memory of a field besides its bytes.
 const FIELD_OVERHEAD: usize = 100;
+
+/// Fields that hyper adds over HTTP/2: `date` and `content-length`. Without room for them the hash table of the fields grows.
+const HYPERS_FIELDS: usize = 2;
 
 /// Most fields of a request: the least `server.max_headers`.
 const MAX_FIELDS: usize = 16;
@@ -70,7 +80,7 @@ const TOUCH_HITS: u32 = 64;
 const TOUCH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Requests that a thread remembers to keep an answer only the second time: most jobs are read once.
-const REMEMBERED: usize = 1024;
+const REMEMBERED: usize = 16 << 10;
 
 thread_local! {
     static TABLE: RefCell<Table> = RefCell::new(Table::new());
@@ -86,12 +96,16 @@ struct Table {
     /// Key of the current request.
     key: Vec<u8>,
     /// Hashes of recent keys without an answer.
-    recent: Box<[u64]>,
+    recent: Box<[u32]>,
+    /// Requests that a nearly full table has not admitted since the last one.
+    refused: u8,
     served: u64,
 }
 
 struct KeptAnswer {
     generation: Generation,
+    /// Version of the quotas.
+    quotas: u64,
     valid_until: Instant,
     entry: Arc<CachedJob>,
     domain: KeyDomain,
@@ -101,13 +115,24 @@ struct KeptAnswer {
     member: Option<Arc<str>>,
     jobs: Box<str>,
     status: StatusCode,
-    /// All fields, with old values of those that change.
+    /// All fields, without the values of those that change.
     headers: HeaderMap,
+    /// The fields that change, in the order of `headers`. `None`: a field that stays.
+    changing: Box<[Option<ChangingField>]>,
     body: Bytes,
     age: SecondValue,
     hit_status: SecondValue,
     touched_at: Instant,
     untouched_hits: u32,
+}
+
+/// A field whose value is set for each answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ChangingField {
+    Age,
+    CacheStatus,
+    RateLimit,
+    RequestId,
 }
 
 /// A value that changes each second.
@@ -121,6 +146,8 @@ pub(super) struct Candidate {
     key: Box<[u8]>,
     /// Changes of everything, before the answer was begun.
     all: u64,
+    /// Version of the quotas, before the answer was begun.
+    quotas: u64,
     /// The state that the answer shows.
     entry: Option<Arc<CachedJob>>,
 }
@@ -162,12 +189,14 @@ pub(super) enum Known {
 
 impl Gateway {
     /// Returns the kept answer to a request, if there is one that is still right.
-    pub(super) fn kept_answer<B: HttpBody>(&self, request: &Request<B>, ctx: &RequestCtx) -> Known {
+    ///
+    /// With an answer, the id of the request is taken.
+    pub(super) fn kept_answer<B: HttpBody>(&self, request: &Request<B>, ctx: &mut RequestCtx) -> Known {
         if !self.0.tracer.is_off() {
             return Known::Nothing;
         }
         // Read before anything that the answer depends on.
-        let all = self.0.cache.all_changes();
+        let (all, quotas) = (self.0.cache.all_changes(), self.0.limits.current());
         TABLE.with_borrow_mut(|table| {
             if !write_key(request, ctx, &mut table.key) {
                 return Known::Nothing;
@@ -177,17 +206,23 @@ impl Gateway {
                 table.clear();
                 (table.gateway, table.all) = (self.0.number.0, all);
             }
-            let candidate =
-                |key: &[u8]| Known::Candidate(Box::new(Candidate { key: key.into(), all, entry: None }));
-            let Some(kept) = table.entries.get_mut(&*table.key) else {
-                return if table.is_recent() { candidate(&table.key) } else { Known::Nothing };
+            let candidate = |key: &[u8]| {
+                let candidate = Candidate { key: key.into(), all, quotas: quotas.version(), entry: None };
+                Known::Candidate(Box::new(candidate))
             };
-            if !self.is_right(kept, ctx.arrived) {
+            let Some(kept) = table.entries.get_mut(&*table.key) else {
+                return if table.is_recent() && table.admits() {
+                    candidate(&table.key)
+                } else {
+                    Known::Nothing
+                };
+            };
+            if kept.quotas != quotas.version() || !self.is_right(kept, ctx.arrived) {
                 let key = std::mem::take(&mut table.key);
                 table.remove(&key);
                 return candidate(&key);
             }
-            match self.answer_again(kept, request, ctx) {
+            match self.answer_again(kept, &quotas, request, ctx) {
                 Some(response) => {
                     table.served += 1;
                     Known::Answer(response)
@@ -221,22 +256,12 @@ impl Gateway {
     fn answer_again<B: HttpBody>(
         &self,
         kept: &mut KeptAnswer,
+        quotas: &CurrentQuotas<'_>,
         request: &Request<B>,
-        ctx: &RequestCtx,
+        ctx: &mut RequestCtx,
     ) -> Option<Response<Body>> {
         let subject = kept.subject.unwrap_or_else(|| ctx.forwarded.client_ip().into());
-        self.0.limits.check_request(subject).ok()?;
-        let mut headers = kept.headers.clone();
-        let (age, ttl) = kept.entry.age_and_ttl(ctx.arrived);
-        headers.insert(AGE, kept.age.at(age.as_secs(), age_value));
-        headers.insert(CACHE_STATUS, kept.hit_status.at(ttl.as_secs(), |seconds| hit_status(seconds, "")));
-        if let Some(quotas) = self.0.limits.quota_headers(subject) {
-            quotas.replace(&mut headers);
-        }
-        headers.insert(X_REQUEST_ID, ctx.id.value().clone());
-        let mut response = Response::new(Body::full(kept.body.clone()));
-        *response.status_mut() = kept.status;
-        *response.headers_mut() = headers;
+        let mut remaining = quotas.count_request(subject).ok()?;
         let answered = AnsweredHit {
             status: kept.status,
             body_size: kept.body.len(),
@@ -246,6 +271,25 @@ impl Gateway {
             member: kept.member.as_deref(),
         };
         log_hit(&self.0.metrics, request, ctx, &answered);
+        let (age, ttl) = kept.entry.age_and_ttl(ctx.arrived);
+        let mut headers = kept.headers.clone();
+        for (value, changing) in headers.values_mut().zip(&kept.changing) {
+            let Some(changing) = changing else { continue };
+            let new = match changing {
+                ChangingField::Age => Some(kept.age.at(age.as_secs(), age_value)),
+                ChangingField::CacheStatus => {
+                    Some(kept.hit_status.at(ttl.as_secs(), |seconds| hit_status(seconds, "")))
+                }
+                ChangingField::RateLimit => remaining.take(),
+                ChangingField::RequestId => Some(ctx.id.take_value()),
+            };
+            if let Some(new) = new {
+                *value = new;
+            }
+        }
+        let mut response = Response::new(Body::full(kept.body.clone()));
+        *response.status_mut() = kept.status;
+        *response.headers_mut() = headers;
         Some(response)
     }
 
@@ -257,16 +301,18 @@ impl Gateway {
         subject: Subject,
         response: &Response<Body>,
     ) {
-        let Candidate { key, all, entry: Some(entry) } = candidate else { return };
+        let Candidate { key, all, quotas, entry: Some(entry) } = candidate else { return };
         let Some((domain, jobs)) = log.wait() else { return };
         let (body, headers) = (&entry.state.body, response.headers());
-        let has_one = |name| headers.get_all(name).iter().count() == 1;
+        let has_one = |name: &HeaderName| headers.get_all(name).iter().count() == 1;
         let is_plain = response.body().size_hint().exact() == Some(body.len() as u64)
             && body.len() <= MAX_BODY
             && header_bytes(headers) <= MAX_HEADER
             && has_one(&AGE)
             && has_one(&CACHE_STATUS)
-            && headers.get(X_REQUEST_ID) == Some(log.ctx().id.value());
+            && has_one(&X_REQUEST_ID)
+            && headers.get(X_REQUEST_ID) == Some(log.ctx().id.value())
+            && has_one(&RATELIMIT) == self.0.limits.has_quota(subject);
         if !is_plain || !self.0.authenticator.reads_authorization_only() {
             return;
         }
@@ -279,8 +325,10 @@ impl Gateway {
             Subject::Key(_) | Subject::Member(_) => Some(subject),
         };
         let (age, ttl) = entry.age_and_ttl(arrived);
+        let (headers, changing) = own_headers(headers);
         let kept = KeptAnswer {
             generation,
+            quotas,
             valid_until,
             domain,
             subject,
@@ -288,8 +336,10 @@ impl Gateway {
             member: log.member.clone(),
             jobs: jobs.into(),
             status: response.status(),
-            headers: headers.clone(),
-            body: body.clone(),
+            headers,
+            changing,
+            // A copy, because threads would share the count of references.
+            body: Bytes::copy_from_slice(body),
             age: SecondValue { seconds: age.as_secs(), value: age_value(age.as_secs()) },
             hit_status: SecondValue { seconds: ttl.as_secs(), value: hit_status(ttl.as_secs(), "") },
             entry,
@@ -297,6 +347,41 @@ impl Gateway {
             untouched_hits: 0,
         };
         TABLE.with_borrow_mut(|table| table.insert(self.0.number.0, key, kept));
+    }
+}
+
+/// Returns copies of all fields, without the values of those that change, and the places of these. Copies, because threads
+/// would share the counts of references of names and values.
+fn own_headers(headers: &HeaderMap) -> (HeaderMap, Box<[Option<ChangingField>]>) {
+    let mut own = HeaderMap::with_capacity(headers.len() + HYPERS_FIELDS);
+    for (name, value) in headers {
+        let (name, value) = match ChangingField::of(name) {
+            Some(changing) => (changing.name(), HeaderValue::from_static("")),
+            None => {
+                let name = HeaderName::from_bytes(name.as_str().as_bytes()).expect("bytes of a valid name");
+                (name, copy_value(value))
+            }
+        };
+        own.append(name, value);
+    }
+    let changing = own.iter().map(|(name, _)| ChangingField::of(name)).collect();
+    (own, changing)
+}
+
+impl ChangingField {
+    const ALL: [Self; 4] = [Self::Age, Self::CacheStatus, Self::RateLimit, Self::RequestId];
+
+    fn of(name: &HeaderName) -> Option<Self> {
+        Self::ALL.into_iter().find(|field| field.name() == *name)
+    }
+
+    const fn name(self) -> HeaderName {
+        match self {
+            Self::Age => AGE,
+            Self::CacheStatus => CACHE_STATUS,
+            Self::RateLimit => RATELIMIT,
+            Self::RequestId => X_REQUEST_ID,
+        }
     }
 }
 
@@ -315,6 +400,7 @@ impl Table {
             bytes: 0,
             key: Vec::new(),
             recent: vec![0; REMEMBERED].into(),
+            refused: 0,
             served: 0,
         }
     }
@@ -323,7 +409,9 @@ impl Table {
     fn is_recent(&mut self) -> bool {
         let hash = self.entries.hasher().hash_one(&*self.key);
         let slot = usize::try_from(hash % REMEMBERED as u64).unwrap_or_default();
-        std::mem::replace(&mut self.recent[slot], hash) == hash
+        // The low bits are those of the slot. 0 stands for no request.
+        let rest = (hash >> 32) as u32 | 1;
+        std::mem::replace(&mut self.recent[slot], rest) == rest
     }
 
     fn insert(&mut self, gateway: u64, key: Box<[u8]>, kept: KeptAnswer) {
@@ -331,16 +419,31 @@ impl Table {
             return;
         }
         let bytes = weight(&key, &kept);
-        if self.entries.len() >= MAX_ENTRIES || self.bytes + bytes > MAX_BYTES {
-            self.clear();
-        }
         self.remove(&key);
+        self.make_room(bytes);
         self.bytes += bytes;
         self.entries.insert(key, kept);
     }
 
     fn remove(&mut self, key: &[u8]) {
         if let Some((key, kept)) = self.entries.remove_entry(key) {
+            self.bytes -= weight(&key, &kept);
+        }
+    }
+
+    /// Returns whether to keep the answer to one more request.
+    fn admits(&mut self) -> bool {
+        if self.entries.len() < MAX_ENTRIES && self.bytes < MAX_BYTES - MAX_BYTES / 16 {
+            return true;
+        }
+        self.refused = (self.refused + 1) % REPLACED_PART;
+        self.refused == 0
+    }
+
+    /// Removes answers until there is room for one of this size, in the order of the hash table, which is random.
+    fn make_room(&mut self, bytes: usize) {
+        while self.entries.len() >= MAX_ENTRIES || self.bytes + bytes > MAX_BYTES {
+            let Some((key, kept)) = self.entries.extract_if(|_, _| true).next() else { return };
             self.bytes -= weight(&key, &kept);
         }
     }
@@ -410,8 +513,7 @@ fn write_key<B: HttpBody>(request: &Request<B>, ctx: &RequestCtx, key: &mut Vec<
 }
 
 /// Fields that the ordinary way does not read.
-const IGNORED: [http::HeaderName; 5] =
-    [USER_AGENT, ACCEPT_ENCODING, CONNECTION, ACCEPT_LANGUAGE, CONTENT_TYPE];
+const IGNORED: [HeaderName; 5] = [USER_AGENT, ACCEPT_ENCODING, CONNECTION, ACCEPT_LANGUAGE, CONTENT_TYPE];
 
 /// Appends a part with its length, so that two lists of parts never have the same bytes.
 fn put_part(key: &mut Vec<u8>, tag: u8, part: &[u8]) {

@@ -404,7 +404,7 @@ fn sidecar(config: &mut Config) {
     config.upstream.api_key = Some(Secret::new("own"));
 }
 
-const CHANGES: [Change; 24] = {
+const CHANGES: [Change; 25] = {
     const fn row(name: &'static str, change: fn(&World), is_right: fn(&Answer) -> bool) -> Change {
         Change { name, configure: |_| {}, change, is_right }
     }
@@ -494,6 +494,11 @@ const CHANGES: [Change; 24] = {
                 });
             },
             |answer| answer.is_hit() && answer.field("ratelimit-policy").is_empty(),
+        ),
+        row(
+            "another replica takes its part of the quotas",
+            |world| world.gateway.0.limits.set_replicas(2, true),
+            |answer| answer.is_hit() && answer.field("ratelimit-policy").contains("q=500000;"),
         ),
         row("a reload changes the mode", |world| world.reload(team_of_two), NO_HIT),
         row(
@@ -632,6 +637,21 @@ async fn gateways_in_one_process_do_not_share_answers() {
     one.warm(&plain());
     assert!(!two.again(&plain()).is_hit());
     one.warm(&plain());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_table_keeps_most_answers_to_requests_that_come_in_turn() {
+    let world = World::new(|_| {});
+    world.store(KEY, "a", "completed");
+    let requests: Vec<_> = (0..MAX_ENTRIES + MAX_ENTRIES / 2)
+        .map(|number| get(TARGET, &[("host", &format!("h{number}")), ("authorization", KEY)]))
+        .collect();
+    let rounds = [(); 4].map(|()| {
+        let before = served();
+        requests.iter().for_each(|request| _ = world.again(request));
+        served() - before
+    });
+    assert!(rounds[3] > MAX_ENTRIES as u64 / 2, "{rounds:?}");
 }
 
 #[tokio::test(start_paused = true)]

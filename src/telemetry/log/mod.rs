@@ -10,6 +10,7 @@ mod writer;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal as _};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::tz::TimeZone;
 use prometheus_client::metrics::counter::Counter;
@@ -50,6 +51,7 @@ impl Handle {
         if let Some(filter) = &self.filter {
             // Fails only once the subscriber is gone, and all lines with it.
             let _ = filter.reload(filter_for(level));
+            update_request_filter();
         }
     }
 
@@ -92,12 +94,22 @@ pub fn init(log: &LogConfig) -> Result<Handle, TelemetryError> {
         .try_init()
         .map_err(TelemetryError::AlreadyStarted)?;
     LINES.get_or_init(|| lines);
+    update_request_filter();
     report_panics_in_log();
     Ok(Handle { filter: (!is_fixed).then_some(handle), dropped, _flusher: flusher })
 }
 
 /// The format and the buffers of the running log, for the lines of requests.
 static LINES: OnceLock<LineLayer> = OnceLock::new();
+
+/// Whether the level and `RUST_LOG` allow the lines of requests. The filter has a lock, which all threads would take for
+/// each request.
+static WRITES_REQUESTS: AtomicBool = AtomicBool::new(false);
+
+/// Reads from the filter whether it allows the lines of requests.
+fn update_request_filter() {
+    WRITES_REQUESTS.store(tracing::enabled!(target: REQUEST_TARGET, Level::INFO), Ordering::Relaxed);
+}
 
 /// Writes the line of a request, unless the level or `RUST_LOG` leaves it out.
 pub(crate) fn log_request(request: &RequestLine<'_>) {
@@ -108,7 +120,7 @@ pub(crate) fn log_request(request: &RequestLine<'_>) {
         lines.push(String::from_utf8_lossy(&line).into_owned());
     });
     if let Some(lines) = LINES.get()
-        && tracing::enabled!(target: REQUEST_TARGET, Level::INFO)
+        && WRITES_REQUESTS.load(Ordering::Relaxed)
     {
         lines.write_request(request);
     }

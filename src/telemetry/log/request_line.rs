@@ -87,10 +87,18 @@ impl<'a> RequestLine<'a> {
             None => put(line, "---"),
         }
         put(line, reset);
-        let from = line.len();
+        let mut from = line.len();
         put_after(line, " ", start_of(self.method.unwrap_or_default(), 16));
         let (path, is_cut) = end_of(self.path.unwrap_or_default());
-        put_after(line, if is_cut { " \u{2026}" } else { " " }, path);
+        if is_cut {
+            // Apart from the escaped bytes: ASCII needs no second look.
+            escape_from(line, from, printable::escape);
+            put(line, " \u{2026}");
+            from = line.len();
+            put(line, path);
+        } else {
+            put_after(line, " ", path);
+        }
         if let Some(seconds) = self.seconds {
             put(line, " ");
             put_duration(line, seconds);

@@ -9,27 +9,27 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::RwLock;
-use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 
 use super::register;
+use super::sharded::ShardedCounter;
 use crate::clock;
 
 /// Counters of all members. Outside of team mode there are none.
 #[derive(Debug)]
 pub(crate) struct MemberMetrics {
-    family: Family<[(&'static str, String); 1], Counter>,
+    family: Family<[(&'static str, String); 1], ShardedCounter>,
     members: RwLock<BTreeMap<Box<str>, Arc<MemberCounts>>>,
     /// Requests without a member.
-    unnamed: Counter,
+    unnamed: ShardedCounter,
     started: Instant,
 }
 
 #[derive(Debug, Default)]
 struct MemberCounts {
-    requests: Counter,
+    requests: ShardedCounter,
     saved: AtomicU64,
     rejected: AtomicU64,
     waits: AtomicUsize,
@@ -62,7 +62,7 @@ impl Drop for MemberWait {
 
 impl MemberMetrics {
     pub(super) fn new(registry: &mut Registry) -> Self {
-        let family = Family::<[(&'static str, String); 1], Counter>::default();
+        let family = Family::<[(&'static str, String); 1], ShardedCounter>::default();
         register(registry, "clipgate_member_requests_total", "Client requests by member", family.clone());
         let unnamed = family.get_or_create_owned(&[("member", String::new())]);
         Self { family, unnamed, members: RwLock::default(), started: clock::now() }

@@ -2,7 +2,7 @@
 //!
 //! Callers share an `Arc<Metrics>`; the admin service owns the [`Registry`]. Labels are closed sets of words, so this
 //! module needs no request, key or job. The counters of a request are resolved at the start: counting one is an array
-//! access and an atomic add, without a lookup or an allocation.
+//! access and an atomic add in memory of this thread (`sharded`), without a lookup or an allocation.
 //!
 //! ```text
 //!   access log, hub, upstream, passthrough ── labels, times ──▶ Metrics ──▶ Registry ──▶ /metrics
@@ -18,6 +18,7 @@ mod members;
 mod process;
 mod rejections;
 mod routes;
+mod sharded;
 mod upstream;
 
 use std::collections::BTreeMap;
@@ -29,7 +30,6 @@ use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 use serde::{Serialize, Serializer};
@@ -47,6 +47,7 @@ pub(crate) use self::members::{MemberUsage, MemberWait};
 use self::rejections::RejectionMetrics;
 pub(crate) use self::routes::RouteLabel;
 use self::routes::UnknownStateMetrics;
+use self::sharded::{ShardedCounter, ShardedHistogram};
 pub(crate) use self::upstream::PollCounts;
 use self::upstream::UpstreamMetrics;
 use crate::clock;
@@ -171,25 +172,25 @@ pub(crate) fn register_dropped_log_lines(registry: &mut Registry, lines: &Counte
 /// Client requests.
 #[derive(Debug)]
 pub(crate) struct RequestMetrics {
-    family: Family<[(&'static str, String); 2], Counter>,
-    counts: EnumMap<EndpointLabel, EnumMap<Outcome, Counter>>,
+    family: Family<[(&'static str, String); 2], ShardedCounter>,
+    counts: EnumMap<EndpointLabel, EnumMap<Outcome, ShardedCounter>>,
     /// Set if the routes are configured ones.
     configured: OnceLock<Vec<RouteRequests>>,
-    times: EnumMap<Outcome, Histogram>,
-    saved: Counter,
+    times: EnumMap<Outcome, ShardedHistogram>,
+    saved: ShardedCounter,
 }
 
 #[derive(Debug)]
 struct RouteRequests {
     name: String,
-    counts: EnumMap<Outcome, Counter>,
+    counts: EnumMap<Outcome, ShardedCounter>,
 }
 
 impl RequestMetrics {
     fn new(registry: &mut Registry) -> Self {
         let family = Family::default();
         register(registry, "clipgate_requests_total", "Client requests", family.clone());
-        let saved = Counter::default();
+        let saved = ShardedCounter::default();
         let saved_help = "Responses without an upstream request of their own";
         register(registry, "clipgate_upstream_calls_saved_total", saved_help, saved.clone());
         let times_help = "Time from the arrival of a request to the head of its response";
@@ -246,7 +247,7 @@ impl RequestMetrics {
                 }
             }
         }
-        self.times[outcome].observe(took.as_secs_f64());
+        self.times[outcome].observe(took);
         if outcome.is_saved() {
             self.saved.inc();
         }
@@ -273,7 +274,7 @@ fn all_outcomes(endpoint: EndpointLabel) -> impl Iterator<Item = (EndpointLabel,
 /// Parked waits.
 #[derive(Debug)]
 pub(crate) struct WaitMetrics {
-    times: EnumMap<WaitEnd, Histogram>,
+    times: EnumMap<WaitEnd, ShardedHistogram>,
     fanout: FanoutMetrics,
 }
 
@@ -293,7 +294,7 @@ impl WaitMetrics {
 
     /// Records an ended wait.
     pub(crate) fn finish(&self, end: WaitEnd, took: Duration) {
-        self.times[end].observe(took.as_secs_f64());
+        self.times[end].observe(took);
     }
 
     /// Starts to measure the fan-out of a response of the upstream.
@@ -410,8 +411,8 @@ fn histograms<L: Enum + Into<&'static str>>(
     help: &str,
     label: &'static str,
     buckets: &'static [f64],
-) -> EnumMap<L, Histogram> {
-    let family = Family::new_with_constructor(|| Histogram::new(buckets.iter().copied()));
+) -> EnumMap<L, ShardedHistogram> {
+    let family = Family::new_with_constructor(move || ShardedHistogram::new(buckets));
     let histograms = EnumMap::from_fn(|of: L| family.get_or_create_owned(&[(label, of.into())]));
     register(registry, name, help, family);
     histograms

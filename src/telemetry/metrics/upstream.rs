@@ -9,11 +9,11 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tracing::{info, warn};
 
 use super::labels::{CallCause, CallError, CallKind, Code};
+use super::sharded::ShardedHistogram;
 use super::{histograms, register};
 use crate::clock;
 use crate::core::outage::OutageDetector;
@@ -25,7 +25,7 @@ const CALL_BUCKETS: &[f64] =
 #[derive(Debug)]
 pub struct UpstreamMetrics {
     calls: Family<CallLabels, Counter>,
-    times: EnumMap<CallKind, Histogram>,
+    times: EnumMap<CallKind, ShardedHistogram>,
     /// Sums of `calls`: a family cannot be summed.
     counts: EnumMap<CallKind, Counter>,
     by_cause: EnumMap<CallCause, Counter>,
@@ -225,7 +225,7 @@ impl Drop for CallTimer<'_> {
         upstream.calls.get_or_create_owned(&CallLabels::new(kind, code, cause)).inc();
         upstream.counts[kind].inc();
         upstream.by_cause[cause].inc();
-        upstream.times[kind].observe(now.saturating_duration_since(began).as_secs_f64());
+        upstream.times[kind].observe(now.saturating_duration_since(began));
         if code.is_fault() {
             upstream.errors.inc();
         }
