@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Siblings;
 use super::claims::COMING_BACK;
 use super::outbox::Letter;
-use super::shared_poll::{OwnRun, SharedPoll};
 use super::types::{CallId, EngineCall, KeyEpoch, PollName, ReplicaName};
 
+/// Time for which the upstream holds a poll that works again.
+const STEADY: Duration = Duration::from_secs(1);
 /// Pauses between questions for a lease that a sibling has grow from `takeover` to eight times that.
 const MAX_DOUBLINGS: u32 = 3;
 
@@ -20,12 +21,21 @@ impl Siblings {
         }
     }
 
-    /// Takes the lease of a poll that is made here, if the link is up and the lease is vacant.
+    /// Takes the lease of a poll that is made here, if the link is up and the lease is vacant. One that gave it up asks once
+    /// the upstream has held it for a second: a retry may fail at once, and its siblings make attempts meanwhile (P5).
     pub(super) fn adopt(&mut self, name: PollName, now: Instant) {
-        if self.polls.get(name).and_then(SharedPoll::own).is_some_and(OwnRun::is_unfit) {
-            self.polls.change(name, |poll| {
-                poll.own_mut().into_iter().for_each(|own| own.has_stepped_back = true);
-            });
+        let is_early = self.polls.change(name, |poll| {
+            let own = poll.own_mut()?;
+            own.has_stepped_back |= own.is_unfit();
+            if own.is_unfit() || (own.has_stepped_back && own.held_since.is_none()) {
+                return Some(true);
+            }
+            let from = own.held_since.filter(|_| own.has_stepped_back).map(|since| since + STEADY);
+            let from = from.filter(|from| *from > now)?;
+            own.adopt_at = Some(from);
+            Some(true)
+        });
+        if is_early.flatten() == Some(true) {
             return;
         }
         let call = self.send_adopt(name, now);

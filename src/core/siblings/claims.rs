@@ -123,6 +123,7 @@ impl Siblings {
                 is_leased: lease.is_some(),
                 epoch: lease,
                 is_held: false,
+                held_since: None,
                 is_suspended: false,
                 has_stepped_back: false,
                 attempt_at: None,

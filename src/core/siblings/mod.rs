@@ -124,7 +124,8 @@ use crate::core::job::KeyDomain;
 /// not know, attaches again by its look within 0.5 s. A holder that was deaf asks the engine for its guests.
 ///
 /// A holder that cannot reach the upstream, or that has to pause, gives up the lease. Then each replica with waits makes one
-/// attempt, one after the other, until one of them succeeds. If all fail, each backs off by itself as it would alone.
+/// attempt, one after the other, until one of them succeeds. If all fail, each backs off by itself as it would alone. It asks
+/// for the lease again once the upstream has held an attempt for a second.
 ///
 /// A replica that makes a poll without its lease asks for it when its holder has ended the poll or is dead, and one
 /// takeover after a refusal, then two, four and eight: the engine may have known a dead holder for a living one (P3).

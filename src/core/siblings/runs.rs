@@ -97,8 +97,9 @@ impl Siblings {
                     (false, false)
                 }
             };
+            own.held_since = own.is_held.then(|| own.held_since.unwrap_or(now));
             let is_news = was_held != own.is_held && !own.guests.is_empty();
-            // It may fail again in a moment: until it has the lease, the landing of a sibling ends it too.
+            // It may fail again in a moment: the landing of a sibling ends it until it has the lease.
             let is_back = own.is_held && !was_held && own.has_stepped_back;
             Some((local, is_news.then_some((token, own.is_held)), is_back))
         });

@@ -73,6 +73,8 @@ pub(super) struct OwnRun {
     pub(super) is_leased: bool,
     pub(super) epoch: Option<KeyEpoch>,
     pub(super) is_held: bool,
+    /// Since when the upstream holds the attempt under way.
+    pub(super) held_since: Option<Instant>,
     pub(super) is_suspended: bool,
     /// Whether it gave up its lease, or did not ask for it, while it was suspended or revoked, and has not got it back: the
     /// landing of a sibling ends it.

@@ -183,6 +183,8 @@ struct ProxyShared {
     /// Time that each byte takes, in each direction.
     delay: Mutex<Duration>,
     is_cut: Mutex<bool>,
+    /// Whether published messages are dropped.
+    is_mute: Mutex<bool>,
     connections: Mutex<JoinSet<()>>,
 }
 
@@ -220,6 +222,11 @@ impl EngineProxy {
         *self.shared.connections.lock() = JoinSet::new();
     }
 
+    /// Drops the messages that the engine publishes, or no more. Answers come.
+    pub(super) fn mute(&self, is_mute: bool) {
+        *self.shared.is_mute.lock() = is_mute;
+    }
+
     pub(super) fn mend(&self) {
         *self.shared.is_cut.lock() = false;
     }
@@ -231,8 +238,8 @@ async fn forward(client: TcpStream, engine: SocketAddr, shared: Arc<ProxyShared>
     let (engine_reads, engine_writes) = engine.into_split();
     // Cancel safe: both directions end with the connection.
     tokio::select! {
-        () = copy(client_reads, engine_writes, &shared) => {}
-        () = copy(engine_reads, client_writes, &shared) => {}
+        () = copy(client_reads, engine_writes, &shared, |_| true) => {}
+        () = copy(engine_reads, client_writes, &shared, |reply| !*shared.is_mute.lock() || !is_message(reply)) => {}
     }
 }
 
@@ -240,18 +247,26 @@ async fn copy(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     shared: &ProxyShared,
+    passes: impl Fn(&[u8]) -> bool,
 ) {
     let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
     let read = async move {
+        let mut bytes = Vec::with_capacity(1 << 16);
         loop {
-            let mut bytes = Vec::with_capacity(1 << 16);
-            if from.read_buf(&mut bytes).await.is_ok_and(|taken| taken > 0) {
-                let due = clipgate::testing::clock::now() + *shared.delay.lock();
-                if sender.send((due, bytes)).is_ok() {
-                    continue;
+            if !from.read_buf(&mut bytes).await.is_ok_and(|taken| taken > 0) {
+                return;
+            }
+            let mut passed = Vec::new();
+            while let Some(len) = reply_len(&bytes) {
+                let reply: Vec<u8> = bytes.drain(..len).collect();
+                if passes(&reply) {
+                    passed.extend(reply);
                 }
             }
-            return;
+            let due = clipgate::testing::clock::now() + *shared.delay.lock();
+            if sender.send((due, passed)).is_err() {
+                return;
+            }
         }
     };
     let write = async move {
@@ -263,4 +278,25 @@ async fn copy(
         }
     };
     tokio::join!(read, write);
+}
+
+/// Returns whether a reply is a published message.
+fn is_message(reply: &[u8]) -> bool {
+    reply.starts_with(b">") && reply.windows(8).take(24).any(|word| word == b"smessage")
+}
+
+/// Returns the length of the first command or reply, if all of it has come.
+fn reply_len(bytes: &[u8]) -> Option<usize> {
+    let line = bytes.windows(2).position(|end| end == b"\r\n")?;
+    let count = || std::str::from_utf8(&bytes[1..line]).unwrap().parse::<i64>().unwrap();
+    let items = match bytes[0] {
+        b'$' | b'=' | b'!' => {
+            let len = usize::try_from(count()).map_or(line + 2, |len| line + 2 + len + 2);
+            return (bytes.len() >= len).then_some(len);
+        }
+        b'*' | b'>' | b'~' => count(),
+        b'%' | b'|' => 2 * count(),
+        _ => 0,
+    };
+    (0..items.max(0)).try_fold(line + 2, |len, _| Some(len + reply_len(&bytes[len..])?))
 }

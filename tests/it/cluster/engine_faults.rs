@@ -145,6 +145,81 @@ async fn killed_connections_come_back_and_cost_no_further_poll() {
     assert_eq!(replicas.polls("a"), 1);
 }
 
+async fn set_full(replicas: &Replicas, is_full: bool) {
+    replicas.engine.cli(&["CONFIG", "SET", "maxmemory", if is_full { "1" } else { "0" }]).await;
+}
+
+// P1: a landing whose script fails is sent again.
+#[tokio::test]
+async fn a_landing_that_a_full_engine_fails_comes_once_it_has_room() {
+    let replicas = Replicas::start(3).await;
+    let waits = replicas.park("a", WAITS).await;
+    set_full(&replicas, true).await;
+    // A script that has deleted something may write: without the lease the landing cannot.
+    for lease in replicas.engine.cli(&["--scan", "--pattern", "cg1:*:p:*"]).await.lines() {
+        replicas.engine.cli(&["DEL", lease]).await;
+    }
+    let answered = replicas.complete("a", waits.into_iter().flatten().collect());
+    let (late, ()) = tokio::join!(answered, async {
+        tokio::time::sleep(millis(400)).await;
+        set_full(&replicas, false).await;
+    });
+    println!("engine full for 0.4 s: late {late:?} of 1 s, {} polls of 1", replicas.polls("a"));
+    assert!(late >= millis(400) && late <= millis(1000), "{late:?}");
+    assert_eq!(replicas.polls("a"), 1);
+}
+
+// P1
+#[tokio::test]
+async fn with_a_full_engine_each_replica_polls_for_itself_within_2_2_s() {
+    let replicas = Replicas::start(3).await;
+    let waits = replicas.park("a", WAITS).await;
+    set_full(&replicas, true).await;
+    let full = clock::now();
+    replicas.wait_for_polls("a", 3).await;
+    let alone = full.elapsed();
+    let late = replicas.complete("a", waits.into_iter().flatten().collect()).await;
+    println!(
+        "engine full: alone after {alone:?} of 2.2 s, then late {late:?}, {} polls of 3",
+        replicas.polls("a")
+    );
+    assert!(alone <= millis(2200) && late <= NOISE, "{alone:?} {late:?}");
+    assert_eq!(replicas.polls("a"), 3);
+}
+
+// P1
+#[tokio::test]
+async fn a_replica_that_gets_answers_and_no_messages_makes_its_polls_within_2_2_s() {
+    let engine = TestEngine::start().await;
+    let proxy = EngineProxy::start(engine.address).await;
+    let urls = [engine.url(), proxy.url()];
+    let replicas = Replicas::with_urls(engine, &urls).await;
+    let waits = replicas.park("a", WAITS).await;
+    proxy.mute(true);
+    let late = replicas.complete("a", waits.into_iter().flatten().collect()).await;
+    println!("no messages: late {late:?} of 2.2 s, {} polls of 2", replicas.polls("a"));
+    assert!(late <= millis(2200), "{late:?}");
+    assert_eq!(replicas.polls("a"), 2);
+    let link = |state: &str| {
+        let state = state.to_owned();
+        move |overview: &serde_json::Value| overview["cluster"]["link"] == *state
+    };
+    replicas.all[1].wait_for_state("a far link", link("far")).await;
+    // New polls do not wait for messages that do not come.
+    replicas.env.sim.set_status("b", "queued");
+    let mut waits = replicas.all[0].park("b", 1).await;
+    replicas.wait_for_polls("b", 1).await;
+    waits.extend(replicas.all[1].park("b", 1).await);
+    replicas.wait_for_polls("b", 2).await;
+    let late = replicas.complete("b", waits).await;
+    assert!(late <= NOISE, "{late:?}");
+    proxy.mute(false);
+    replicas.all[1].wait_for_state("a near link", link("near")).await;
+    let waits = replicas.park("c", 1).await.into_iter().flatten().collect();
+    replicas.complete("c", waits).await;
+    assert_eq!(replicas.polls("c"), 1);
+}
+
 #[tokio::test]
 async fn a_gateway_starts_without_the_engine_and_shares_once_it_is_there() {
     let env = TestEnv::new().await;

@@ -6,8 +6,8 @@ use clipgate::sim::{ListFormat, SimOptions};
 use clipgate::testing::clock;
 
 use super::engine::TestEngine;
-use super::replica::{Replica, Replicas, is_guest, latest};
-use crate::harness::process::completed_target;
+use super::replica::{Replica, Replicas, configure, is_guest, latest};
+use crate::harness::process::{TestEnv, completed_target};
 
 // P3
 #[tokio::test]
@@ -93,6 +93,25 @@ async fn the_answer_to_a_siblings_poll_is_a_hit_afterwards_and_the_first_says_so
         assert_eq!(status.ends_with("; detail=sibling"), is_first, "hit {hit}: {status}");
     }
     assert_eq!(replicas.polls("a"), 1);
+}
+
+// P1
+#[tokio::test]
+async fn an_answer_that_is_too_large_to_be_shared_is_asked_for_at_once_by_each_replica_with_waits() {
+    let engine = TestEngine::start().await;
+    let env = TestEnv::new().await;
+    configure(&env, "max_body = \"64B\"\n");
+    let url = engine.url();
+    let mut replicas = Replicas { env, engine, all: Vec::new() };
+    for _ in 0..3 {
+        replicas.add(&url, &[]).await;
+    }
+    replicas.wait_until_all_meet().await;
+    let waits = replicas.park("a", 20).await.into_iter().flatten().collect();
+    let late = replicas.complete("a", waits).await;
+    println!("answer too large: late {late:?} of 0, {} polls of 3", replicas.polls("a"));
+    assert!(late <= Duration::from_millis(200), "{late:?}");
+    assert_eq!(replicas.polls("a"), 3);
 }
 
 // P8

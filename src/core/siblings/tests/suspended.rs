@@ -67,7 +67,11 @@ fn a_poll_that_backs_off_asks_for_its_lease_once_the_upstream_holds_it() {
     gateway.message(SiblingMessage::Flushed);
     assert_eq!(gateway.take(), Vec::<String>::new());
     assert_eq!(gateway.progress(PollProgress::AttemptStarted), Vec::<String>::new());
-    assert_eq!(gateway.progress(PollProgress::Held), ["adopt", "progress 1"]);
+    assert_eq!(gateway.progress(PollProgress::Held), ["progress 1"]);
+    gateway.pass(ms(999));
+    assert_eq!(gateway.take(), Vec::<String>::new());
+    gateway.pass(ms(1));
+    assert_eq!(gateway.take(), ["adopt"]);
     let guests = Vec::new();
     gateway.answer("adopt", EngineAnswer::Adopted { is_mine: true, epoch: EPOCH, guests });
     assert_eq!(gateway.progress(PollProgress::Held), ["progress 1"]);
@@ -84,6 +88,23 @@ fn a_lease_that_comes_while_the_poll_backs_off_is_given_back() {
     assert_eq!(gateway.take(), ["leave"]);
 }
 
+/// P5: siblings make attempts of their own meanwhile.
+#[test]
+fn a_retry_that_seems_held_for_a_moment_does_not_ask_for_the_lease() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    gateway.progress(backing_off());
+    for _ in 0..3 {
+        gateway.progress(PollProgress::AttemptStarted);
+        gateway.progress(PollProgress::Held);
+        gateway.message(SiblingMessage::Left(name(1), token(1)));
+        gateway.pass(ms(900));
+        assert_eq!(gateway.progress(backing_off()), ["progress 1"]);
+        gateway.pass(ms(900));
+        assert_eq!(gateway.take(), Vec::<String>::new());
+    }
+}
+
 /// P12: a retry whose connection breaks at once was held for a moment.
 #[test]
 fn a_retry_that_fails_again_does_not_miss_the_landing_of_a_sibling() {
@@ -93,7 +114,6 @@ fn a_retry_that_fails_again_does_not_miss_the_landing_of_a_sibling() {
         gateway.progress(backing_off());
         gateway.progress(PollProgress::AttemptStarted);
         gateway.progress(PollProgress::Held);
-        gateway.answer("adopt", EngineAnswer::Adopted { is_mine: false, epoch: EPOCH, guests: Vec::new() });
         if !lands_while_held {
             assert_eq!(gateway.progress(backing_off()), ["progress 1"]);
         }
@@ -113,6 +133,8 @@ fn the_end_of_a_siblings_hold_does_not_end_a_retry_that_the_upstream_holds() {
     gateway.progress(PollProgress::Held);
     let landing = gateway.landed_message(1, 2, ms(0));
     gateway.message(landing);
+    assert_eq!(gateway.take(), Vec::<String>::new());
+    gateway.pass(ms(1_000));
     assert_eq!(gateway.take(), ["adopt"]);
 }
 
