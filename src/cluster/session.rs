@@ -67,9 +67,11 @@ struct PendingCall {
     claim: Option<(ClaimRequest, Distrust)>,
 }
 
-/// A call of all shards, whose answers are counted.
+/// A call of several scripts, whose answers are counted.
 struct Gathered {
     left: u8,
+    /// Script that comes after these answers.
+    last: Option<ScriptCall>,
     is_flushed: bool,
     time: EngineTime,
 }
@@ -221,9 +223,13 @@ impl<'l> LinkSession<'l> {
         if matches!(call, EngineCall::Beat(_)) {
             self.next_beat += 1;
         }
-        let calls = self.shared.dialect.script_calls(self.me, &call, poll.as_deref(), self.next_beat);
+        let mut calls = self.shared.dialect.script_calls(self.me, &call, poll.as_deref(), self.next_beat);
+        let mut last = self.shared.dialect.last_script(&call);
+        if calls.is_empty() {
+            calls.extend(last.take());
+        }
         if let Some(left) = u8::try_from(calls.len()).ok().filter(|left| *left > 1) {
-            let gathered = Gathered { left, is_flushed: false, time: EngineTime(Duration::ZERO) };
+            let gathered = Gathered { left, last, is_flushed: false, time: EngineTime(Duration::ZERO) };
             self.gathered.insert(id, gathered);
         }
         let claim = match call {
@@ -348,6 +354,11 @@ impl<'l> LinkSession<'l> {
                 _ => gathered.is_flushed = true,
             }
             if gathered.left > 0 {
+                return Ok(());
+            }
+            if let Some(last) = gathered.last.take() {
+                gathered.left = 1;
+                self.run_script(last, pending);
                 return Ok(());
             }
             let (is_flushed, time) = (gathered.is_flushed, gathered.time);
