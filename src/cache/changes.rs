@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use foldhash::quality::RandomState;
 use moka::policy::EvictionPolicy;
+use parking_lot::Mutex;
 
 use crate::core::job::{JobId, KeyDomain};
 
@@ -24,6 +25,8 @@ pub(super) struct ChangeTable {
     records: moka::sync::Cache<(KeyDomain, JobId), ChangeRecord, RandomState>,
     /// False before the first record: then no lookup is needed.
     has_records: AtomicBool,
+    /// Time at which all jobs of all keys counted as changed.
+    all_changed_at: Mutex<Option<Instant>>,
     next_stamp: AtomicU64,
 }
 
@@ -39,7 +42,8 @@ impl ChangeTable {
             .max_capacity(MAX_RECORDS)
             .eviction_policy(EvictionPolicy::lru())
             .build_with_hasher(RandomState::default());
-        Self { records, has_records: AtomicBool::new(false), next_stamp: AtomicU64::new(1) }
+        let (has_records, next_stamp) = (AtomicBool::new(false), AtomicU64::new(1));
+        Self { records, has_records, all_changed_at: Mutex::default(), next_stamp }
     }
 
     /// Records a change of a job and of all its variants.
@@ -49,10 +53,20 @@ impl ChangeTable {
         self.records.insert((domain, job.without_params()), record);
     }
 
+    /// Records a change of all jobs of all keys.
+    pub(super) fn record_all(&self, now: Instant) {
+        *self.all_changed_at.lock() = Some(now);
+        self.insert_flag();
+    }
+
     /// Returns whether the job changed at `began` or later.
     pub(super) fn is_changed_since(&self, domain: KeyDomain, job: &JobId, began: Instant) -> bool {
-        let record = || self.records.get(&(domain, job.without_params()));
-        self.has_records.load(Ordering::Acquire) && record().is_some_and(|record| record.is_since(began))
+        if !self.has_records.load(Ordering::Acquire) {
+            return false;
+        }
+        let record = self.records.get(&(domain, job.without_params()));
+        let has_all_changed = || self.all_changed_at.lock().is_some_and(|changed_at| changed_at >= began);
+        record.is_some_and(|record| record.is_since(began)) || has_all_changed()
     }
 
     /// Returns the stamp for an entry of this job.

@@ -60,6 +60,8 @@ struct KeyRecord {
     accepted_at: Option<Instant>,
     /// Time of the last 401 or 403.
     rejected_at: Option<Instant>,
+    /// Time at which all jobs of the key counted as changed.
+    changed_at: Option<Instant>,
 }
 
 impl KeyTable {
@@ -79,7 +81,7 @@ impl KeyTable {
 
     /// Returns the proof of an accepted or suspended key.
     pub(super) fn proof(&self, domain: KeyDomain) -> Option<KeyProof> {
-        let KeyRecord { epoch, is_proven, accepted_at, rejected_at } = self.records.get(&domain)?;
+        let KeyRecord { epoch, is_proven, accepted_at, rejected_at, .. } = self.records.get(&domain)?;
         is_proven.then_some(KeyProof { epoch, accepted_at, rejected_at })
     }
 
@@ -97,26 +99,45 @@ impl KeyTable {
         };
         let accepted_at = known.and_then(|known| known.accepted_at).max(Some(began));
         let rejected_at = known.and_then(|known| known.rejected_at);
-        self.records.insert(domain, KeyRecord { epoch, is_proven: true, accepted_at, rejected_at });
+        let changed_at = known.and_then(|known| known.changed_at);
+        let accepted = KeyRecord { epoch, is_proven: true, accepted_at, rejected_at, changed_at };
+        self.records.insert(domain, accepted);
     }
 
     /// Records a 401.
     pub(super) fn key_rejected(&self, domain: KeyDomain, now: Instant) {
         let _guard = self.write_lock.lock();
-        let epoch = self.new_epoch();
-        let rejected = KeyRecord { epoch, is_proven: false, accepted_at: None, rejected_at: Some(now) };
+        let changed_at = self.records.get(&domain).and_then(|known| known.changed_at);
+        let (epoch, rejected_at) = (self.new_epoch(), Some(now));
+        let rejected = KeyRecord { epoch, is_proven: false, accepted_at: None, rejected_at, changed_at };
         self.records.insert(domain, rejected);
     }
 
     /// Records a 403.
     pub(super) fn key_forbidden(&self, domain: KeyDomain, now: Instant) {
         let _guard = self.write_lock.lock();
-        let (epoch, is_proven) = match self.records.get(&domain) {
-            Some(known) => (known.epoch, known.is_proven),
-            None => (self.new_epoch(), false),
-        };
-        self.records
-            .insert(domain, KeyRecord { epoch, is_proven, accepted_at: None, rejected_at: Some(now) });
+        let known = self.records.get(&domain).unwrap_or_else(|| self.unknown());
+        let forbidden = KeyRecord { accepted_at: None, rejected_at: Some(now), ..known };
+        self.records.insert(domain, forbidden);
+    }
+
+    /// Records that all jobs of a key changed: entries stored under the epoch become invalid. The verdict on the key stays.
+    pub(super) fn jobs_changed(&self, domain: KeyDomain, now: Instant) {
+        let _guard = self.write_lock.lock();
+        let known = self.records.get(&domain).unwrap_or_else(|| self.unknown());
+        let changed = KeyRecord { epoch: self.new_epoch(), changed_at: Some(now), ..known };
+        self.records.insert(domain, changed);
+    }
+
+    /// Returns whether all jobs of the key changed at `began` or later.
+    pub(super) fn is_changed_since(&self, domain: KeyDomain, began: Instant) -> bool {
+        let is_since = |known: KeyRecord| known.changed_at.is_some_and(|changed_at| changed_at >= began);
+        self.records.get(&domain).is_some_and(is_since)
+    }
+
+    fn unknown(&self) -> KeyRecord {
+        let epoch = self.new_epoch();
+        KeyRecord { epoch, is_proven: false, accepted_at: None, rejected_at: None, changed_at: None }
     }
 
     /// Returns whether the upstream answered 401 or 403 at `began` or later.

@@ -50,7 +50,7 @@ const MAX_REMEMBERED_BODY: usize = 64 << 10;
 
 #[derive(Debug)]
 pub struct Cache {
-    config: ArcSwap<config::CacheConfig>,
+    config: Arc<ArcSwap<config::CacheConfig>>,
     routes: Arc<Routes>,
     jobs: moka::sync::Cache<(KeyDomain, JobId), Arc<CachedJob>, RandomState>,
     keys: KeyTable,
@@ -124,7 +124,7 @@ impl Cache {
             .expire_after(PerEntryExpiry)
             .build_with_hasher(RandomState::default());
         let heads = HeadInterner::new(config.max_bytes);
-        let config = ArcSwap::from_pointee(config);
+        let config = Arc::new(ArcSwap::from_pointee(config));
         let (keys, changes, generations) = (KeyTable::new(), ChangeTable::new(), Generations::new());
         Self { config, routes, jobs, keys, changes, generations, heads, last_etag: Mutex::new(None) }
     }
@@ -134,6 +134,11 @@ impl Cache {
     pub fn reconfigure(&self, config: config::CacheConfig) {
         self.config.store(Arc::new(config));
         self.everything_changed();
+    }
+
+    /// Returns the settings, which follow each [`Self::reconfigure`].
+    pub(crate) fn config(&self) -> Arc<ArcSwap<config::CacheConfig>> {
+        Arc::clone(&self.config)
     }
 
     /// Records a change that may concern the answer to any request.
@@ -261,6 +266,21 @@ impl Cache {
         self.generations.job_changed(domain, job);
     }
 
+    /// Like [`Self::job_changed`], for all jobs of a key, or of all keys.
+    pub(crate) fn all_jobs_changed(&self, domain: Option<KeyDomain>, now: Instant) {
+        match domain {
+            Some(domain) => {
+                self.keys.jobs_changed(domain, now);
+                self.generations.key_changed(domain);
+            }
+            None => {
+                self.changes.record_all(now);
+                self.jobs.invalidate_all();
+                self.everything_changed();
+            }
+        }
+    }
+
     /// Removes a state that a later read contradicts, which did not accept a cached one. Otherwise a terminal state
     /// changes only by an action.
     pub fn contradict(&self, domain: KeyDomain, state: &JobState) {
@@ -344,7 +364,9 @@ impl Cache {
 
     /// Returns whether the upstream rejected the key, or the job changed, at `began` or later.
     fn is_outdated(&self, domain: KeyDomain, state: &JobState, began: Instant) -> bool {
-        self.keys.is_rejected_since(domain, began) || self.changes.is_changed_since(domain, &state.id, began)
+        self.keys.is_rejected_since(domain, began)
+            || self.keys.is_changed_since(domain, began)
+            || self.changes.is_changed_since(domain, &state.id, began)
     }
 
     /// Returns whether the cached state is ahead of the new one. Where the upstream never holds, the latest read counts,
@@ -384,8 +406,13 @@ impl Cache {
 
     /// Removes a job for all keys, and returns the number of removed entries.
     pub fn remove(&self, id: &JobId) -> u64 {
+        self.remove_each(|other| other == id.as_str())
+    }
+
+    /// Removes the jobs with these ids for all keys, and returns the number of removed entries. Searches the whole cache.
+    pub(crate) fn remove_each(&self, is_removed: impl Fn(&str) -> bool) -> u64 {
         let keys: Vec<_> =
-            self.jobs.iter().map(|(key, _)| key).filter(|key| key.1.as_str() == id.as_str()).collect();
+            self.jobs.iter().map(|(key, _)| key).filter(|key| is_removed(key.1.as_str())).collect();
         let removed = keys.iter().filter(|key| self.jobs.remove(&***key).is_some()).count() as u64;
         self.everything_changed();
         removed

@@ -10,10 +10,9 @@ use super::polls::{ClusterPoll, ClusterPolls};
 use super::wire::WireReader;
 use super::wire::message::{Envelope, WireKind, read_beat, read_epoch, read_lease, read_millis, read_token};
 use super::wire::state::{decode_response, decode_state};
-use crate::core::job::{JobId, KeyDomain};
+use crate::core::job::KeyDomain;
 use crate::core::siblings::{
-    EngineAnswer, EngineTime, KeyEpoch, PollName, Removal, ReplicaName, SharedOutcome, SharedState,
-    SiblingMessage,
+    EngineAnswer, EngineTime, KeyEpoch, PollName, ReplicaName, SharedOutcome, SharedState, SiblingMessage,
 };
 
 /// Why an answer is not passed on.
@@ -51,6 +50,7 @@ impl Dialect {
                 let epoch = items.next().and_then(bulk).ok_or(BadAnswer::Malformed)?;
                 let epoch = read_epoch(&self.codes, poll.domain, &mut WireReader::new(epoch));
                 let epoch = epoch.ok_or(BadAnswer::Tampered)?;
+                self.epochs.seen(poll.domain, epoch);
                 self.answer_of_poll(&kind, epoch, items.collect(), poll)
             }
         }
@@ -99,7 +99,7 @@ impl Dialect {
                 let (ages, sealed) = items.split_at(count);
                 let states = poll.jobs.iter().enumerate().map(|(index, _)| {
                     let Value::BulkString(sealed) = &sealed[index] else { return None };
-                    self.open_state(poll, index, sealed, millis(&ages[index])?)
+                    self.open_state(poll, index, epoch, sealed, millis(&ages[index])?)
                 });
                 let states: Option<Vec<SharedState>> = states.collect();
                 states.map(|states| EngineAnswer::Known(states, epoch)).ok_or(BadAnswer::Tampered)
@@ -151,9 +151,15 @@ impl Dialect {
             WireKind::Landed => {
                 let poll = polls.get(name)?;
                 let token = read_token(text)?;
+                let (sealed_for, is_granted) = (KeyEpoch(text.u64()?), text.u8()? == 1);
                 let epoch = read_epoch(&self.codes, poll.domain, additions)?;
+                if is_granted && epoch != sealed_for {
+                    return None; // P11: not the engine's script has written this epoch
+                }
+                self.epochs.seen(poll.domain, epoch);
                 let delay = read_millis(&additions.bytes(14)?)?;
-                SiblingMessage::Landed(name, token, epoch, self.read_outcome(text, &poll, delay)?)
+                let outcome = self.read_outcome(text, &poll, sealed_for, delay)?;
+                SiblingMessage::Landed(name, token, epoch, outcome)
             }
             WireKind::Failed => SiblingMessage::Failed(name, read_token(text)?),
             WireKind::Left => SiblingMessage::Left(name, read_token(text)?),
@@ -185,6 +191,7 @@ impl Dialect {
                 let domain = KeyDomain(text.array()?);
                 let by = text.u64().map(ReplicaName);
                 let dead = read_epoch(&self.codes, domain, additions)?;
+                self.epochs.died(domain, dead);
                 let age = additions.bytes(14).and_then(|digits| read_millis(&digits)).unwrap_or_default();
                 Some(SiblingMessage::Revoked { domain, dead, age, by })
             }
@@ -192,10 +199,7 @@ impl Dialect {
                 let domain = KeyDomain(text.array()?);
                 Some(SiblingMessage::Paused(domain, Duration::from_millis(text.u64()?)))
             }
-            WireKind::Removed => {
-                let text = self.removals.open(self.names.id_bytes(), &text.rest())?;
-                Some(SiblingMessage::Removed(self.read_removal(&mut WireReader::new(text))?))
-            }
+            WireKind::Removed => self.removed(text),
             WireKind::Flushed => Some(SiblingMessage::Flushed),
             _ => None,
         }
@@ -205,11 +209,13 @@ impl Dialect {
         &self,
         text: &mut WireReader,
         poll: &ClusterPoll,
+        epoch: KeyEpoch,
         delay: Duration,
     ) -> Option<SharedOutcome> {
         let kind = text.u8()?;
         if kind != OUTCOME_JOBS {
-            let response = decode_response(poll.seal.open(&self.response_place(poll.name), &text.field()?)?)?;
+            let place = self.response_place(poll.name, epoch);
+            let response = decode_response(poll.seal.open(&place, &text.field()?)?)?;
             return match kind {
                 OUTCOME_UNSPLIT => Some(SharedOutcome::Unsplit(response)),
                 OUTCOME_REFUSED => Some(SharedOutcome::Refused(response)),
@@ -220,7 +226,7 @@ impl Dialect {
         for _ in 0..text.u16()? {
             let index = usize::from(text.u16()?);
             let age = Duration::from_millis(text.u64()?).saturating_add(delay);
-            states.push(self.open_state(poll, index, &text.field()?, age)?);
+            states.push(self.open_state(poll, index, epoch, &text.field()?, age)?);
         }
         Some(SharedOutcome::Jobs(states))
     }
@@ -229,29 +235,13 @@ impl Dialect {
         &self,
         poll: &ClusterPoll,
         index: usize,
+        epoch: KeyEpoch,
         sealed: &[u8],
         age: Duration,
     ) -> Option<SharedState> {
         let (job, id) = (poll.job_names.get(index)?, poll.jobs.iter().nth(index)?);
-        let text = poll.seal.open(&self.state_place(job), sealed)?;
+        let text = poll.seal.open(&self.state_place(job, epoch), sealed)?;
         decode_state(text, id, age, &poll.route.ladder)
-    }
-
-    fn read_removal(&self, text: &mut WireReader) -> Option<Removal> {
-        let job = |text: &mut WireReader, route| {
-            let (id, rest) = (text.field()?, text.field()?);
-            JobId::with_rest(route, std::str::from_utf8(&id).ok()?, std::str::from_utf8(&rest).ok()?).ok()
-        };
-        match text.u8()? {
-            0 => Some(Removal::All),
-            1 => Some(Removal::Id(job(text, crate::core::job::RouteIndex::default())?)),
-            2 => {
-                let domain = KeyDomain(text.array()?);
-                let route = self.names.route_of_mark(text.array()?)?;
-                Some(Removal::Changed(domain, job(text, route)?))
-            }
-            _ => None,
-        }
     }
 }
 

@@ -1,8 +1,14 @@
 //! Calls of the machine as scripts with keys and arguments.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+
+use super::ClusterWorld;
+use super::epochs::KnownEpochs;
 use super::names::{Names, ShardIndex, member};
 use super::polls::ClusterPoll;
 use super::scripts::EngineScript;
@@ -13,10 +19,10 @@ use super::wire::message::{
 use super::wire::put_field;
 use super::wire::state::{encode_response, encode_state};
 use crate::config::{CacheConfig, ClusterConfig, Share};
-use crate::core::job::{JobId, KeyDomain, UpstreamResponse};
+use crate::core::job::{KeyDomain, UpstreamResponse};
 use crate::core::route::{Goal, Route};
 use crate::core::siblings::{
-    ClaimRequest, EngineCall, EngineTime, KeyEpoch, LeaseToken, PollName, Removal, ReplicaName, ShareSpec,
+    ClaimRequest, EngineCall, EngineTime, KeyEpoch, LeaseToken, PollName, ReplicaName, ShareSpec,
     SharedOutcome, SharedState,
 };
 
@@ -26,6 +32,9 @@ const LEASE_MARGIN: Duration = Duration::from_secs(30);
 const LIVE_TTL: Duration = Duration::from_secs(120);
 /// Shortest lifetime of an epoch.
 const MIN_EPOCH_TTL: Duration = Duration::from_secs(3600);
+/// Most bytes of bodies in one message, unless a single body may be longer. The engine closes the connection of a
+/// subscriber with 32 MiB of unread messages, by default.
+const MAX_BODIES: usize = 4 << 20;
 /// Largest response that is shared where it is not split by job.
 const MAX_RESPONSE: usize = 64 << 10;
 
@@ -39,7 +48,13 @@ pub(super) struct Dialect {
     pub(super) shares_polls: bool,
     pub(super) takeover: Duration,
     pub(super) max_body: usize,
-    pub(super) cache: CacheConfig,
+    /// Current epochs, as far as known.
+    pub(super) epochs: KnownEpochs,
+    /// Random number of this process.
+    pub(super) instance: u64,
+    pub(super) cache: Arc<ArcSwap<CacheConfig>>,
+    /// Longest lifetime of a state so far, in milliseconds: a reload may have made it shorter.
+    longest_lifetime: AtomicU64,
 }
 
 /// A script with its keys and arguments.
@@ -57,7 +72,8 @@ pub(super) struct Distrust {
 }
 
 impl Dialect {
-    /// Returns the script calls of a call: one, or one for each shard. Empty if it concerns a poll that is not registered.
+    /// Returns the script calls of a call: one, or one for each shard. [`Self::last_script`] comes after them. Empty if it
+    /// concerns a poll that is not registered.
     pub(super) fn script_calls(
         &self,
         me: ReplicaName,
@@ -112,10 +128,12 @@ impl Dialect {
                     number(millis(*age)),
                     moment(*sent_at),
                     flag(*is_repeated),
+                    self.new_epoch(*domain),
+                    self.unproven_ttl(),
                 ];
                 vec![ScriptCall { script: EngineScript::Refuse, keys, args }]
             }
-            EngineCall::Remove(removal) => self.remove(removal),
+            EngineCall::Remove(removal) => self.removal_marks(removal),
             EngineCall::Pause(domain, pause) => {
                 let mut text = domain.0.to_vec();
                 text.extend_from_slice(&millis(*pause).to_be_bytes());
@@ -171,7 +189,7 @@ impl Dialect {
             flag(*is_look),
             number(goal),
             number(millis(spec.max_age)),
-            number(millis(self.cache.key_recheck_interval)),
+            number(millis(self.cache.load().key_recheck_interval)),
             number(millis(self.takeover)),
             number(millis(spec.hold + LEASE_MARGIN)),
             self.epoch_ttl(),
@@ -180,6 +198,7 @@ impl Dialect {
             taken.unwrap_or_default(),
             flag(self.shares_polls),
             follows.map(|lease| token_bytes(lease).to_vec()).unwrap_or_default(),
+            self.unproven_ttl(),
         ];
         ScriptCall { script: EngineScript::Claim, keys, args }
     }
@@ -212,6 +231,7 @@ impl Dialect {
             flag(self.shares_polls),
             number(millis(attempt_age)),
             flag(is_first),
+            self.unproven_ttl(),
         ];
         ScriptCall { script: EngineScript::Adopt, keys, args }
     }
@@ -225,10 +245,19 @@ impl Dialect {
         outcome: &SharedOutcome,
         [attempt_age, sent_at]: [Vec<u8>; 2],
     ) -> ScriptCall {
-        let mut text = lease_text(poll.name, token);
-        let stored = self.write_outcome(&mut text, poll, outcome).unwrap_or_else(|| {
+        let fresh = random_epoch();
+        // Without a grant the engine may have another epoch by now: then it publishes the states and stores none.
+        let sealed_for = epoch.or_else(|| self.epochs.get(poll.domain)).unwrap_or(fresh);
+        let start = || {
+            let mut text = lease_text(poll.name, token);
+            text.extend_from_slice(&sealed_for.0.to_be_bytes());
+            text.push(epoch.is_some().into());
+            text
+        };
+        let mut text = start();
+        let stored = self.write_outcome(&mut text, poll, sealed_for, outcome).unwrap_or_else(|| {
             // Too long: siblings with waits make requests of their own, all at once.
-            text = lease_text(poll.name, token);
+            text = start();
             text.push(OUTCOME_JOBS);
             text.extend_from_slice(&0_u16.to_be_bytes());
             Vec::new()
@@ -243,16 +272,20 @@ impl Dialect {
         let mut args = vec![
             token_bytes(token).to_vec(),
             epoch.map(|epoch| epoch_record(&self.codes, poll.domain, epoch)).unwrap_or_default(),
-            self.new_epoch(poll.domain),
+            epoch_record(&self.codes, poll.domain, fresh),
             message(&self.codes, WireKind::Landed, &text),
             message(&self.codes, WireKind::Left, &lease_text(poll.name, token)),
             sent_at,
             self.epoch_ttl(),
             flag(is_accepted),
             attempt_age,
+            epoch_record(&self.codes, poll.domain, sealed_for),
+            flag(self.shares_polls),
+            self.unproven_ttl(),
         ];
         for (state, index, at, len) in stored.into_iter().filter(|_| self.shares_jobs) {
             let lifetime = self.lifetime(&poll.route, state);
+            self.longest_lifetime.fetch_max(millis(lifetime), Ordering::Relaxed);
             let is_known = state.rung.is_some() && state.body.is_some();
             if lifetime.is_zero() || !is_known || len == 0 || spec.jobs != poll.jobs {
                 continue;
@@ -274,6 +307,7 @@ impl Dialect {
         &self,
         text: &mut Vec<u8>,
         poll: &ClusterPoll,
+        epoch: KeyEpoch,
         outcome: &'o SharedOutcome,
     ) -> Option<Vec<(&'o SharedState, usize, usize, usize)>> {
         let response = match outcome {
@@ -283,14 +317,17 @@ impl Dialect {
                 text.push(OUTCOME_JOBS);
                 text.extend_from_slice(&u16::try_from(known.len()).ok()?.to_be_bytes());
                 let mut places = Vec::with_capacity(known.len());
+                let mut left = self.max_body.max(MAX_BODIES);
                 for (state, index) in known {
                     text.extend_from_slice(&u16::try_from(index).ok()?.to_be_bytes());
                     text.extend_from_slice(&millis(state.age).to_be_bytes());
-                    let place = self.state_place(&poll.job_names[index]);
-                    let sealed = poll.seal.seal(&place, encode_state(state, self.max_body))?;
+                    let place = self.state_place(&poll.job_names[index], epoch);
+                    let max_body = self.max_body.min(left);
+                    let sealed = poll.seal.seal(&place, encode_state(state, max_body))?;
                     put_field(text, &sealed);
-                    let is_shared = state.body.as_ref().is_some_and(|body| body.len() <= self.max_body);
-                    let len = if is_shared { sealed.len() } else { 0 };
+                    let shared = state.body.as_ref().map(Bytes::len).filter(|len| *len <= max_body);
+                    left -= shared.unwrap_or_default();
+                    let len = if shared.is_some() { sealed.len() } else { 0 };
                     places.push((state, index, text.len() - sealed.len(), len));
                 }
                 return Some(places);
@@ -304,7 +341,7 @@ impl Dialect {
                 response
             }
         };
-        self.write_response(text, poll, response)?;
+        self.write_response(text, poll, epoch, response)?;
         Some(Vec::new())
     }
 
@@ -312,12 +349,13 @@ impl Dialect {
         &self,
         text: &mut Vec<u8>,
         poll: &ClusterPoll,
+        epoch: KeyEpoch,
         response: &Arc<UpstreamResponse>,
     ) -> Option<()> {
         if response.body.len() > MAX_RESPONSE.min(self.max_body) {
             return None;
         }
-        put_field(text, &poll.seal.seal(&self.response_place(poll.name), encode_response(response))?);
+        put_field(text, &poll.seal.seal(&self.response_place(poll.name, epoch), encode_response(response))?);
         Some(())
     }
 
@@ -328,94 +366,54 @@ impl Dialect {
         ScriptCall { script: EngineScript::Release, keys, args }
     }
 
-    fn remove(&self, removal: &Removal) -> Vec<ScriptCall> {
-        let Some(text) = self.encode_removal(removal) else { return Vec::new() };
-        let text = message(&self.codes, WireKind::Removed, &text);
-        let call = |shard: ShardIndex, key: String| ScriptCall {
-            script: EngineScript::Remove,
-            keys: vec![self.names.channel(shard), key, self.names.removals_key(shard)],
-            args: vec![text.clone(), number(millis(self.longest_lifetime()))],
-        };
-        match removal {
-            Removal::All => {
-                ShardIndex::all().map(|shard| call(shard, self.names.removal_key(shard))).collect()
-            }
-            Removal::Id(job) => {
-                ShardIndex::all().map(|shard| call(shard, self.names.removed_id_key(shard, job))).collect()
-            }
-            Removal::Changed(domain, job) => {
-                let shard = ShardIndex::of_domain(*domain);
-                let route = self.names.route(job.route());
-                route
-                    .map(|route| call(shard, self.names.changed_job_key(*domain, route, job)))
-                    .into_iter()
-                    .collect()
-            }
-        }
-    }
-
-    /// Seals a removal, as it may have the id of a job.
-    fn encode_removal(&self, removal: &Removal) -> Option<Vec<u8>> {
-        let mut text = Vec::new();
-        let write_job = |text: &mut Vec<u8>, job: &JobId| {
-            put_field(text, job.as_str().as_bytes());
-            put_field(text, job.rest().as_bytes());
-        };
-        match removal {
-            Removal::All => text.push(0),
-            Removal::Id(job) => {
-                text.push(1);
-                write_job(&mut text, job);
-            }
-            Removal::Changed(KeyDomain(domain), job) => {
-                text.push(2);
-                text.extend_from_slice(domain);
-                text.extend_from_slice(&self.names.route_mark(job.route())?);
-                write_job(&mut text, job);
-            }
-        }
-        self.removals.seal(self.names.id_bytes(), text)
-    }
-
     fn publish(&self, shard: ShardIndex, text: Vec<u8>) -> ScriptCall {
         let keys = vec![self.names.channel(shard)];
         ScriptCall { script: EngineScript::Publish, keys, args: vec![text] }
     }
 
-    /// Returns the place of a job's state among the sealed texts of its key.
-    pub(super) fn state_place(&self, job: &[u8]) -> Vec<u8> {
-        [self.names.id_bytes(), b"c", job].concat()
+    /// Returns the place of a job's state among the sealed texts of its key. A dead epoch's is another one (P11).
+    pub(super) fn state_place(&self, job: &[u8], KeyEpoch(epoch): KeyEpoch) -> Vec<u8> {
+        [self.names.id_bytes(), b"c", job, &epoch.to_be_bytes()[..]].concat()
     }
 
-    pub(super) fn response_place(&self, PollName(poll): PollName) -> Vec<u8> {
-        [self.names.id_bytes(), b"p", &poll.to_be_bytes()[..]].concat()
+    pub(super) fn response_place(&self, PollName(poll): PollName, KeyEpoch(epoch): KeyEpoch) -> Vec<u8> {
+        [self.names.id_bytes(), b"p", &poll.to_be_bytes()[..], &epoch.to_be_bytes()].concat()
     }
 
     fn new_epoch(&self, domain: KeyDomain) -> Vec<u8> {
-        epoch_record(&self.codes, domain, KeyEpoch(fastrand::u64(..)))
+        epoch_record(&self.codes, domain, random_epoch())
     }
 
     fn epoch_ttl(&self) -> Vec<u8> {
-        number(millis(self.cache.key_recheck_interval.max(MIN_EPOCH_TTL)))
+        number(millis(self.cache.load().key_recheck_interval.max(MIN_EPOCH_TTL)))
+    }
+
+    /// Returns the lifetime of the record of a key that the upstream has not accepted: longer than any poll.
+    fn unproven_ttl(&self) -> Vec<u8> {
+        let hold = self.names.routes().map(|route| route.hold).max().unwrap_or_default();
+        number(millis(hold + LEASE_MARGIN + LIVE_TTL))
     }
 
     fn lifetime(&self, route: &Route, state: &SharedState) -> Duration {
         let is_failure = state.rung.is_some_and(|rung| route.ladder.is_failure(rung));
         match (state.is_final, is_failure) {
             (false, _) => LIVE_TTL,
-            (true, false) => route.lifetimes.success.unwrap_or(self.cache.completed_ttl),
-            (true, true) => route.lifetimes.failure.unwrap_or(self.cache.error_ttl),
+            (true, false) => route.lifetimes.success.unwrap_or_else(|| self.cache.load().completed_ttl),
+            (true, true) => route.lifetimes.failure.unwrap_or_else(|| self.cache.load().error_ttl),
         }
     }
 
-    fn longest_lifetime(&self) -> Duration {
+    /// Returns the longest lifetime of a state in the engine, in milliseconds.
+    pub(super) fn longest_lifetime(&self) -> u64 {
         let routes = self.names.routes().flat_map(|route| [route.lifetimes.success, route.lifetimes.failure]);
-        let own = [self.cache.completed_ttl, self.cache.error_ttl, LIVE_TTL];
-        routes.flatten().chain(own).max().unwrap_or(LIVE_TTL)
+        let cache = self.cache.load();
+        let own = [cache.completed_ttl, cache.error_ttl, LIVE_TTL];
+        let longest = millis(routes.flatten().chain(own).max().unwrap_or(LIVE_TTL));
+        self.longest_lifetime.fetch_max(longest, Ordering::Relaxed).max(longest)
     }
 
-    pub(super) fn new(names: Names, config: &ClusterConfig, cache: CacheConfig) -> Self {
-        Self {
+    pub(super) fn new(names: Names, config: &ClusterConfig, world: &ClusterWorld<'_>) -> Self {
+        let dialect = Self {
             codes: MessageCodes::new(&config.secret, names.id_bytes()),
             removals: StateSeal::new(&config.secret, b""),
             names,
@@ -423,14 +421,23 @@ impl Dialect {
             shares_polls: config.shares(Share::Polls),
             takeover: config.takeover,
             max_body: usize::try_from(config.max_body).unwrap_or(usize::MAX),
-            cache,
-        }
+            epochs: KnownEpochs::default(),
+            instance: world.instance,
+            cache: Arc::clone(&world.cache),
+            longest_lifetime: AtomicU64::new(0),
+        };
+        dialect.longest_lifetime();
+        dialect
     }
 }
 
 pub(super) const OUTCOME_JOBS: u8 = 0;
 pub(super) const OUTCOME_UNSPLIT: u8 = 1;
 pub(super) const OUTCOME_REFUSED: u8 = 2;
+
+fn random_epoch() -> KeyEpoch {
+    KeyEpoch(fastrand::u64(..))
+}
 
 fn flag(is_set: bool) -> Vec<u8> {
     vec![if is_set { b'1' } else { b'0' }]

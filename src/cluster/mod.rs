@@ -18,7 +18,9 @@
 //! | `scripts` | the scripts of the engine |
 //! | `polls` | the polls that this replica shares |
 //! | `calls`, `answers` | the machine's calls as scripts, and back |
+//! | `epochs` | epochs of keys that this replica has seen |
 //! | `quotas` | requests that all replicas count together |
+//! | `removals` | removed states: marks and messages |
 //! | `review` | news that a replica missed while it had no link |
 //! | `connect`, `nodes` | one connection; the servers that have all shards |
 //! | `link`, `session` | the task; one link from its start to its end |
@@ -26,11 +28,13 @@
 mod answers;
 mod calls;
 mod connect;
+mod epochs;
 mod link;
 mod names;
 mod nodes;
 mod polls;
 mod quotas;
+mod removals;
 mod review;
 mod scripts;
 mod seal;
@@ -42,6 +46,7 @@ mod wire;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
 use http::Uri;
 use redis::Value;
 use tokio::sync::{mpsc, oneshot};
@@ -76,7 +81,10 @@ pub(crate) struct Cluster {
 pub(crate) struct ClusterWorld<'w> {
     pub(crate) base_url: &'w Uri,
     pub(crate) routes: &'w Routes,
-    pub(crate) cache: &'w CacheConfig,
+    /// The current lifetimes of the cache.
+    pub(crate) cache: Arc<ArcSwap<CacheConfig>>,
+    /// Random number of this process.
+    pub(crate) instance: u64,
 }
 
 /// Shared by the handles and the task.
@@ -103,7 +111,7 @@ impl Cluster {
     ) -> (Self, mpsc::Receiver<SiblingInput>, impl Future<Output = ()> + Send + use<>) {
         let names = Names::new(&config.secret, &config.name, world.base_url, world.routes);
         let shared = Arc::new(ClusterShared {
-            dialect: Dialect::new(names, config, world.cache.clone()),
+            dialect: Dialect::new(names, config, world),
             mode: config.mode,
             secret: config.secret.clone(),
             polls: ClusterPolls::default(),

@@ -8,7 +8,7 @@
 //! | key | content | lifetime |
 //! | --- | --- | --- |
 //! | `m` | replicas and their last beats | 1 h |
-//! | `d:DOMAIN` | epoch of a key, the one before, and when the upstream accepted and rejected the key | 1 h or `cache.key_recheck_interval` |
+//! | `d:DOMAIN` | epoch of a key, the one before, and when the upstream accepted and rejected the key and all its jobs changed | 1 h or `cache.key_recheck_interval`; shorter before the upstream has accepted the key |
 //! | `c:JOB` | state of a job: a header for the scripts, then sealed bytes | that of the cache, else 120 s |
 //! | `p:POLL` | lease of a poll and its guests | the upstream's hold and 30 s |
 //! | `q:SUBJECT` | time at which a quota is full again | until then |
@@ -47,7 +47,11 @@ impl ShardIndex {
     }
 
     pub(super) fn of_domain(domain: KeyDomain) -> Self {
-        Self(domain.0[0] % SHARDS)
+        Self::of_hash(&domain.0)
+    }
+
+    pub(super) fn of_hash(hash: &[u8]) -> Self {
+        Self(hash.first().map_or(0, |first| first % SHARDS))
     }
 
     /// Returns the shard that the name of a poll has in its highest bits.
@@ -56,8 +60,8 @@ impl ShardIndex {
         Self(first >> 4)
     }
 
-    pub(super) fn of_quota(QuotaName([first, ..]): QuotaName) -> Self {
-        Self(first % SHARDS)
+    pub(super) fn of_quota(QuotaName(name): QuotaName) -> Self {
+        Self::of_hash(&name)
     }
 
     pub(super) fn of_replica(ReplicaName(name): ReplicaName) -> Self {

@@ -7,7 +7,6 @@
 //! The engine keeps them for that. A review begins after the subscriptions, so later news come as messages. Some news come
 //! twice: those of the last moments before the loss.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -34,8 +33,8 @@ use crate::core::siblings::{Removal, SiblingInput, SiblingMessage};
 const PAGE: usize = 64;
 /// Most keys of one review. The others prove themselves after `cache.key_recheck_interval`.
 const MAX_KEYS: usize = 16_384;
-/// Most removals of single ids. Each of them searches the whole cache, so more of them remove all states.
-const MAX_IDS: usize = 64;
+/// Most removals of single ids. More of them remove all states.
+const MAX_IDS: usize = 1024;
 /// Time by which a message may be older than the beat after it.
 const MARGIN: Duration = Duration::from_secs(1);
 
@@ -112,7 +111,7 @@ impl Reviewer {
     async fn review(&self, cluster: &Cluster, mut keys: Vec<KeyDomain>) -> Option<()> {
         let missed = clock::now().saturating_duration_since(*self.shared.review.complete_at.lock()) + MARGIN;
         for removal in self.removals(cluster, missed).await? {
-            self.inputs.send(SiblingInput::Message(SiblingMessage::Removed(removal))).await.ok()?;
+            self.inputs.send(SiblingInput::Message(removal)).await.ok()?;
         }
         keys.truncate(MAX_KEYS);
         for shard in ShardIndex::all() {
@@ -130,10 +129,10 @@ impl Reviewer {
     }
 
     /// Returns the removals of this time. More than the engine remembers are a removal of all states.
-    async fn removals(&self, cluster: &Cluster, missed: Duration) -> Option<Vec<Removal>> {
+    async fn removals(&self, cluster: &Cluster, missed: Duration) -> Option<Vec<SiblingMessage>> {
         let dialect = &self.shared.dialect;
-        // A removal that concerns all keys has the same bytes in each shard.
-        let mut messages = BTreeSet::new();
+        let all = || vec![SiblingMessage::Removed { removal: Removal::All, by: None }];
+        let mut messages = Vec::new();
         for shard in ShardIndex::all() {
             let mut next = Vec::new();
             loop {
@@ -146,18 +145,20 @@ impl Reviewer {
                 messages.extend(items.filter_map(bulk));
                 match follows {
                     Some(Value::Int(number @ 1..)) => next = number.to_string().into_bytes(),
-                    Some(Value::Int(-1)) => return Some(vec![Removal::All]),
+                    Some(Value::Int(-1)) => return Some(all()),
                     _ => break,
                 }
             }
         }
         let read = |message: Bytes| match dialect.message(message, &ClusterPolls::default())?.1 {
-            Heard::Other(SiblingMessage::Removed(removal)) => Some(removal),
+            Heard::Other(message @ SiblingMessage::Removed { .. }) => Some(message),
             Heard::Other(_) | Heard::Beat(..) => None,
         };
-        let removals: Vec<Removal> = messages.into_iter().filter_map(read).collect();
-        let ids = removals.iter().filter(|removal| matches!(removal, Removal::Id(_))).count();
-        Some(if ids > MAX_IDS { vec![Removal::All] } else { removals })
+        let removals: Vec<SiblingMessage> = messages.into_iter().filter_map(read).collect();
+        let is_id = |message: &&SiblingMessage| {
+            matches!(message, SiblingMessage::Removed { removal: Removal::Id(_), .. })
+        };
+        Some(if removals.iter().filter(is_id).count() > MAX_IDS { all() } else { removals })
     }
 
     async fn news_of_keys(

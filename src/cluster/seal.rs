@@ -2,7 +2,7 @@
 //!
 //! | what | protection |
 //! | --- | --- |
-//! | bodies, heads, rungs of jobs | AES-256-GCM, under a key of the secret **and** the client's key: a wrong look-up opens nothing (P11) |
+//! | bodies, heads, rungs of jobs | AES-256-GCM, under a key of the secret **and** the client's key, for one place and one epoch: a wrong look-up opens nothing (P11) |
 //! | messages, leases, epochs | BLAKE3 with a key of the secret, 16 bytes |
 //!
 //! Ages are added by the engine and are not protected.

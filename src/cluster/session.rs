@@ -67,17 +67,19 @@ struct PendingCall {
     claim: Option<(ClaimRequest, Distrust)>,
 }
 
-/// A call of all shards, whose answers are counted.
+/// A call of several scripts, whose answers are counted.
 struct Gathered {
     left: u8,
     has_failed: bool,
+    /// Script that comes after these answers.
+    last: Option<ScriptCall>,
     is_flushed: bool,
     time: EngineTime,
 }
 
 impl Gathered {
-    fn new(left: u8) -> Self {
-        Self { left, has_failed: false, is_flushed: false, time: EngineTime(Duration::ZERO) }
+    fn new(left: u8, last: Option<ScriptCall>) -> Self {
+        Self { left, has_failed: false, last, is_flushed: false, time: EngineTime(Duration::ZERO) }
     }
 
     /// Takes in the answer of a shard, `None` for a failure. Returns whether it is the last one.
@@ -89,6 +91,13 @@ impl Gathered {
             None => self.has_failed = true,
         }
         self.left == 0
+    }
+
+    /// Returns the script that comes next, if no other has failed.
+    fn next_script(&mut self) -> Option<ScriptCall> {
+        let last = self.last.take().filter(|_| !self.has_failed)?;
+        self.left = 1;
+        Some(last)
     }
 
     fn into_answer(self) -> Option<EngineAnswer> {
@@ -252,9 +261,13 @@ impl<'l> LinkSession<'l> {
         if matches!(call, EngineCall::Beat(_)) {
             self.next_beat += 1;
         }
-        let calls = self.shared.dialect.script_calls(self.me, &call, poll.as_deref(), self.next_beat);
-        if let Some(left) = u8::try_from(calls.len()).ok().filter(|left| *left > 1) {
-            self.gathered.insert(id, Gathered::new(left));
+        let mut calls = self.shared.dialect.script_calls(self.me, &call, poll.as_deref(), self.next_beat);
+        let mut last = self.shared.dialect.last_script(&call);
+        if calls.is_empty() {
+            calls.extend(last.take());
+        }
+        if let Some(left) = u8::try_from(calls.len()).ok().filter(|left| *left > 1 || last.is_some()) {
+            self.gathered.insert(id, Gathered::new(left, last));
         }
         let claim = match call {
             EngineCall::Claim(request) => Some((request, Distrust::default())),
@@ -271,9 +284,15 @@ impl<'l> LinkSession<'l> {
     }
 
     async fn run_script(&mut self, call: ScriptCall, pending: PendingCall) -> Result<(), LinkEnd> {
-        let Some((shard, command)) = self.command(&call) else { return self.settle(pending.id, None).await };
+        let id = pending.id;
+        if self.start_script(&call, pending) { Ok(()) } else { self.settle(id, None).await }
+    }
+
+    /// Returns whether the script could be started.
+    fn start_script(&mut self, call: &ScriptCall, pending: PendingCall) -> bool {
+        let Some((shard, command)) = self.command(call) else { return false };
         self.start(shard, command, |answer| SessionEvent::Script(pending, answer));
-        Ok(())
+        true
     }
 
     /// Returns the command that runs a script, and the shard of its keys.
@@ -388,7 +407,13 @@ impl<'l> LinkSession<'l> {
                 if !gathered.take_in(answer) {
                     return Ok(());
                 }
-                self.gathered.remove(&id).and_then(Gathered::into_answer)
+                let last = gathered.next_script();
+                let has_last = last.is_some();
+                let pending = PendingCall { id, sent_at: clock::now(), poll: None, claim: None };
+                if last.is_some_and(|last| self.start_script(&last, pending)) {
+                    return Ok(());
+                }
+                self.gathered.remove(&id).filter(|_| !has_last).and_then(Gathered::into_answer)
             }
             None => answer,
         };

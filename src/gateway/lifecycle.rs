@@ -63,7 +63,8 @@ impl Gateway {
             metrics: Arc::clone(&metrics),
             tracer: tracer.clone(),
         };
-        let sharing = config.cluster.as_ref().map(|cluster| sharing(cluster, config, &routes, &metrics));
+        let sharing =
+            config.cluster.as_ref().map(|cluster| sharing(cluster, config, &routes, &cache, &metrics));
         let (hub, task) = Hub::with_siblings(config, &routes, deps, sharing);
         let api_key = upstream.api_key.as_ref();
         let authenticator = match &config.cluster {
@@ -139,22 +140,29 @@ impl Gateway {
 }
 
 /// Starts the link to the engine. Returns the dependencies of a hub that shares polls.
-fn sharing(cluster: &ClusterConfig, config: &Config, routes: &Routes, metrics: &Arc<Metrics>) -> SharingDeps {
-    let world = ClusterWorld { base_url: &config.upstream.base_url, routes, cache: &config.cache };
+fn sharing(
+    cluster: &ClusterConfig,
+    config: &Config,
+    routes: &Routes,
+    cache: &Cache,
+    metrics: &Arc<Metrics>,
+) -> SharingDeps {
+    let instance = fastrand::u64(..);
+    let world = ClusterWorld { base_url: &config.upstream.base_url, routes, cache: cache.config(), instance };
     let (handle, inbox, link) = Cluster::start(cluster, &world, Arc::clone(metrics));
     SharingDeps {
         cluster: handle,
         inbox,
         link: Box::pin(link),
         config: SiblingConfig {
-            instance: fastrand::u64(..),
+            instance,
             patience: cluster.patience,
             takeover: cluster.takeover,
             linger: config.wait.linger,
             refusal_ttl: config.cache.key_recheck_interval,
             ladders: routes.iter().map(|(_, route)| route.ladder.clone()).collect(),
         },
-        shares_polls: cluster.shares(Share::Polls),
+        offers_polls: cluster.shares(Share::Polls) || cluster.shares(Share::Jobs),
         strict: cluster.strict,
         expected: cluster.expected,
     }

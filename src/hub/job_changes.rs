@@ -16,6 +16,10 @@ use crate::core::siblings::Removal;
 /// a whole, which costs one snapshot for each of its jobs under way. No other key is concerned (P11).
 const MAX_CHANGES: usize = 4096;
 
+/// The most jobs of a key in one round that siblings hear of one by one. With more, the key counts as a whole there: a link
+/// that is down keeps only so many messages.
+const MAX_NAMED: usize = 256;
+
 /// The most removals in one round.
 const MAX_REMOVALS: usize = 64;
 
@@ -77,6 +81,23 @@ impl JobChanges {
 }
 
 impl PendingChanges {
+    /// Returns the changes as siblings hear of them.
+    pub(super) fn removals(&self) -> Vec<Removal> {
+        if self.is_overflown {
+            return vec![Removal::AllChanged(None)];
+        }
+        let mut counts: BTreeMap<KeyDomain, usize> =
+            self.domains.iter().map(|domain| (*domain, usize::MAX)).collect();
+        for (domain, _) in &self.jobs {
+            *counts.entry(*domain).or_insert(0) += 1;
+        }
+        let is_named = |domain: &KeyDomain| counts.get(domain).is_some_and(|count| *count <= MAX_NAMED);
+        let named = self.jobs.iter().filter(|(domain, _)| is_named(domain));
+        let named = named.map(|(domain, job)| Removal::Changed(*domain, job.clone()));
+        let whole = counts.keys().filter(|domain| !is_named(domain));
+        named.chain(whole.map(|domain| Removal::AllChanged(Some(*domain)))).collect()
+    }
+
     fn add(&mut self, domain: KeyDomain, jobs: &[JobId]) {
         if self.is_overflown || self.domains.contains(&domain) {
             return;
@@ -137,6 +158,22 @@ mod tests {
         changes.report(ANN, &[job(MAX_CHANGES)]);
         let (jobs, domains) = (BTreeSet::from([(BOB, job(1))]), BTreeSet::from([ANN]));
         assert_eq!(changes.take(), PendingChanges { jobs, domains, ..PendingChanges::default() });
+    }
+
+    #[test]
+    fn siblings_hear_of_each_change_of_a_key_with_few_and_of_the_key_with_many() {
+        let changes = JobChanges::default();
+        changes.report(BOB, &[job(1)]);
+        for (count, is_named) in [(MAX_NAMED, true), (MAX_NAMED + 1, false), (MAX_CHANGES + 1, false)] {
+            changes.report(ANN, &(0..count).map(job).collect::<Vec<_>>());
+            changes.report(BOB, &[job(1)]);
+            let removals = changes.take().removals();
+            assert!(removals.contains(&Removal::Changed(BOB, job(1))), "{count}");
+            assert_eq!(removals.contains(&Removal::AllChanged(Some(ANN))), !is_named, "{count}");
+            assert_eq!(removals.len(), if is_named { count + 1 } else { 2 });
+        }
+        let overflown = PendingChanges { is_overflown: true, ..PendingChanges::default() };
+        assert_eq!(overflown.removals(), [Removal::AllChanged(None)]);
     }
 
     #[test]

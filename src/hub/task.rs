@@ -31,7 +31,6 @@ use crate::core::Map;
 use crate::core::coalescer::{Input, PollId, PollProgress, WaitId, WaitSpec};
 use crate::core::job::{JobId, KeyDomain, RouteIndex};
 use crate::core::scheduler::{PollScheduler, SchedulerConfig};
-use crate::core::siblings::Removal;
 use crate::limits::{Limits, Subject};
 use crate::telemetry::metrics::{Metrics, PollCounts, WaitEnd};
 use crate::telemetry::trace::Tracer;
@@ -194,10 +193,10 @@ impl HubTask {
             let is_concerned = |domain| changes.is_overflown || changes.domains.contains(&domain);
             self.machines.forget_states(is_concerned, now);
         }
-        for (domain, job) in changes.jobs {
-            self.job_changed(domain, &job, now);
-            self.publish_removal(Removal::Changed(domain, job), now);
+        for (domain, job) in &changes.jobs {
+            self.job_changed(*domain, job, now);
         }
+        self.publish_changes(&changes, now);
         for domain in changes.refused {
             self.publish_refusal(domain, now);
         }

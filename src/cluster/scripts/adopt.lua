@@ -3,20 +3,24 @@
 -- ahead than the takeover is of a clock that went back: its replica counts as unknown.
 -- KEYS: channel, members, domain, poll
 -- ARGV: me, token, epoch if there is none, lease, age, takeover, lease time, lifetime of the domain, polls?,
---       age of the attempt, before the first beat?
+--       age of the attempt, before the first beat?, lifetime of a domain that was never accepted
 local me, token, takeover = ARGV[1], ARGV[2], tonumber(ARGV[6])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if ARGV[11] ~= '1' and not redis.call('ZSCORE', KEYS[2], me) then return {'F'} end
 redis.call('ZADD', KEYS[2], now, me)
 redis.call('PEXPIRE', KEYS[2], 3600000)
-local domain = redis.call('HMGET', KEYS[3], 'e', 'd')
+local domain = redis.call('HMGET', KEYS[3], 'e', 'd', 'a')
 local epoch = domain[1]
 if not epoch then
     epoch = ARGV[3]
     redis.call('HSET', KEYS[3], 'e', epoch)
+    redis.call('PEXPIRE', KEYS[3], ARGV[12])
+elseif domain[3] then
+    redis.call('PEXPIRE', KEYS[3], ARGV[8])
+else
+    redis.call('PEXPIRE', KEYS[3], ARGV[12], 'GT')
 end
-redis.call('PEXPIRE', KEYS[3], ARGV[8])
 if ARGV[9] ~= '1' then return {'A', epoch, 1} end
 if domain[2] and now - tonumber(ARGV[10]) <= tonumber(domain[2]) then return {'A', epoch, 0} end
 local held = redis.call('HMGET', KEYS[4], 'h', 't', 'u', 'e')

@@ -2,7 +2,7 @@
 -- KEYS: channel, members, domain, poll, removal of all, pause; then for each job: state, removal of its id, its last change
 -- ARGV: me, token, epoch if there is none, lease, known?, look?, goal, greatest age, recheck interval, takeover,
 --       lease time, lifetime of the domain, suspected holder, attached message, taken message, polls?,
---       token of the lease that the claim follows
+--       token of the lease that the claim follows, lifetime of a domain that was never accepted
 -- A beat that is further ahead than the takeover is of a clock that went back: its replica counts as unknown.
 local me, token, fresh, lease = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local goal, max_age, recheck = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -10,18 +10,22 @@ local takeover, lasts = tonumber(ARGV[10]), tonumber(ARGV[11])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if not redis.call('ZSCORE', KEYS[2], me) then return {'F'} end
-local domain = redis.call('HMGET', KEYS[3], 'e', 'a')
+local domain = redis.call('HMGET', KEYS[3], 'e', 'a', 'c')
 local epoch = domain[1]
 if not epoch then
     epoch = fresh
     redis.call('HSET', KEYS[3], 'e', epoch)
+    redis.call('PEXPIRE', KEYS[3], ARGV[18])
+elseif domain[2] then
+    redis.call('PEXPIRE', KEYS[3], ARGV[12])
+else
+    redis.call('PEXPIRE', KEYS[3], ARGV[18], 'GT')
 end
-redis.call('PEXPIRE', KEYS[3], ARGV[12])
 -- The holder of another lease than this one hears that the replica does not wait for it.
 local follows = ARGV[15] ~= '' and redis.call('HGET', KEYS[4], 't') ~= ARGV[17]
 
 if ARGV[5] == '1' and domain[2] and now - domain[2] <= recheck and #KEYS > 6 then
-    local all = tonumber(redis.call('GET', KEYS[5]) or '-1')
+    local all = math.max(tonumber(redis.call('GET', KEYS[5]) or '-1'), tonumber(domain[3] or '-1'))
     local found = {'K', epoch}
     for n = 7, #KEYS, 3 do
         local head = redis.call('GETRANGE', KEYS[n], 0, 41)

@@ -1,9 +1,10 @@
 -- Stores and publishes the result of a poll, and ends its lease. A state that comes late is older by its delay. The result
--- of an attempt that began before the last rejection of the key is not published.
+-- of an attempt that began before the last rejection of the key is not published. States are stored only under the epoch
+-- that they are sealed for. Without shared polls nothing is published.
 -- KEYS: channel, domain, poll; then the states of jobs
 -- ARGV: token, epoch of the grant or '', epoch if there is none, landed message, left message, time of sending or '',
---       lifetime of the domain, accepted?, age of the attempt; then for each job: rung, final?, age, offset and length in the landed message,
---       lifetime
+--       lifetime of the domain, accepted?, age of the attempt, epoch of the seals, polls?, lifetime of a domain that was
+--       never accepted; then for each job: rung, final?, age, offset and length in the landed message, lifetime
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('HGET', KEYS[3], 't') == ARGV[1] then redis.call('DEL', KEYS[3]) end
@@ -18,13 +19,18 @@ end
 if not epoch then
     epoch = ARGV[3]
     redis.call('HSET', KEYS[2], 'e', epoch)
+    redis.call('PEXPIRE', KEYS[2], ARGV[12])
 end
 if ARGV[8] == '1' then
     redis.call('HSET', KEYS[2], 'a', string.format('%.0f', math.max(began, tonumber(domain[3] or '') or 0)))
 end
-redis.call('PEXPIRE', KEYS[2], ARGV[7])
-for n = 4, #KEYS do
-    local a = 10 + (n - 4) * 6
+if ARGV[8] == '1' or domain[3] then
+    redis.call('PEXPIRE', KEYS[2], ARGV[7])
+else
+    redis.call('PEXPIRE', KEYS[2], ARGV[12], 'GT')
+end
+for n = 4, epoch == ARGV[10] and #KEYS or 3 do
+    local a = 13 + (n - 4) * 6
     local rung, at = tonumber(ARGV[a]), now - tonumber(ARGV[a + 2]) - delay
     local known = redis.call('GETRANGE', KEYS[n], 0, 41)
     local known_rung, known_at = tonumber(known:sub(1, 3)), tonumber(known:sub(5, 18))
@@ -37,5 +43,7 @@ for n = 4, #KEYS do
         redis.call('SET', KEYS[n], value, 'PX', ARGV[a + 5])
     end
 end
-redis.call('SPUBLISH', KEYS[1], ARGV[4] .. epoch .. string.format('%014.0f', delay))
+if ARGV[11] == '1' then
+    redis.call('SPUBLISH', KEYS[1], ARGV[4] .. epoch .. string.format('%014.0f', delay))
+end
 return {'D', now}

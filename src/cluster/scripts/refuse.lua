@@ -1,9 +1,10 @@
 -- Begins a new epoch of a key that the upstream rejected, and publishes that. The dead epoch is kept for replicas that
--- do not hear it. Field d has the time of the rejection: attempts that began before it land no more. A key that no replica
--- has claimed a poll for has no epoch. A call that is repeated does nothing if the engine remembers the rejection,
--- or if the key was accepted since.
+-- do not hear it. Field d has the time of the rejection: attempts that began before it land no more. Where the engine knows
+-- no epoch, for example after a restart, one that no state has dies. A call that is repeated does nothing if the engine
+-- remembers the rejection, or if the key was accepted since.
 -- KEYS: channel, domain
--- ARGV: message, new epoch, lifetime of the domain, age of the rejection, time of sending or '', repeated?
+-- ARGV: message, new epoch, lifetime of the domain, age of the rejection, time of sending or '', repeated?,
+--       epoch that dies if there is none, lifetime of a domain that was never accepted
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local delay = ARGV[5] == '' and 0 or math.max(now - tonumber(ARGV[5]), 0)
@@ -11,11 +12,17 @@ local age = tonumber(ARGV[4]) + delay
 local at = now - age
 local domain = redis.call('HMGET', KEYS[2], 'e', 'd', 'a')
 local dead, known, accepted = domain[1], tonumber(domain[2] or '') or 0, tonumber(domain[3] or '') or 0
-if dead and not (ARGV[6] == '1' and (known + 1000 >= at or accepted > at)) then
+if not (ARGV[6] == '1' and (known + 1000 >= at or accepted > at)) then
     redis.call('HDEL', KEYS[2], 'a')
-    redis.call('HSET', KEYS[2], 'e', ARGV[2], 'x', dead, 'r', now, 'd',
+    redis.call('HSET', KEYS[2], 'e', ARGV[2], 'x', dead or ARGV[7], 'r', now, 'd',
         string.format('%.0f', math.max(at, known)))
-    redis.call('PEXPIRE', KEYS[2], ARGV[3])
-    redis.call('SPUBLISH', KEYS[1], ARGV[1] .. dead .. string.format('%014.0f', age))
+    if accepted > 0 then
+        redis.call('PEXPIRE', KEYS[2], ARGV[3])
+    elseif dead then
+        redis.call('PEXPIRE', KEYS[2], ARGV[8], 'GT')
+    else
+        redis.call('PEXPIRE', KEYS[2], ARGV[8])
+    end
+    redis.call('SPUBLISH', KEYS[1], ARGV[1] .. (dead or ARGV[7]) .. string.format('%014.0f', age))
 end
 return {'D', now}

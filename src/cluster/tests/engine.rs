@@ -6,12 +6,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
 use crate::cluster::{Cluster, ClusterWorld};
-use crate::config::{ClusterConfig, Config, EngineUrl};
+use crate::config::{CacheConfig, ClusterConfig, Config, EngineUrl};
 use crate::core::job::{JobId, JobSet, KeyDomain, ResponseHead};
 use crate::core::route::{Form, Goal, Route, Routes};
 use crate::core::siblings::{
@@ -162,6 +163,8 @@ pub(super) fn config(url: EngineUrl) -> ClusterConfig {
 /// A link whose machine is the test.
 pub(super) struct TestReplica {
     pub(super) cluster: Cluster,
+    pub(super) cache: Arc<ArcSwap<CacheConfig>>,
+    pub(super) instance: u64,
     pub(super) inputs: mpsc::Receiver<SiblingInput>,
     pub(super) name: ReplicaName,
     next_call: u64,
@@ -177,12 +180,18 @@ impl TestReplica {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         let (gateway, routes) = (Config::default(), Routes::from(Route::suno()));
-        let world =
-            ClusterWorld { base_url: &gateway.upstream.base_url, routes: &routes, cache: &gateway.cache };
+        let cache = Arc::new(ArcSwap::from_pointee(gateway.cache));
+        let world = ClusterWorld {
+            base_url: &gateway.upstream.base_url,
+            routes: &routes,
+            cache: Arc::clone(&cache),
+            instance: fastrand::u64(..),
+        };
+        let instance = world.instance;
         let (cluster, inputs, task) = Cluster::start(config, &world, Arc::clone(&metrics));
         let task = tokio::spawn(task);
         let (name, messages) = (ReplicaName(0), Vec::new());
-        Self { cluster, inputs, name, next_call: 0, messages, task, _metrics: registry }
+        Self { cluster, cache, instance, inputs, name, next_call: 0, messages, task, _metrics: registry }
     }
 
     /// Starts a link and makes it a member.

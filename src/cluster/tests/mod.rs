@@ -5,7 +5,9 @@ mod engine;
 mod failed_calls;
 mod news;
 mod quotas;
+mod removals;
 mod revocation;
+mod states;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -273,7 +275,8 @@ async fn a_user_with_the_documented_rights_alone_is_enough() {
     b.messages.clear();
     b.cluster.review(vec![DOMAIN]);
     b.hear_in_order(|message| matches!(message, SiblingMessage::Revoked { .. }).then_some(())).await;
-    let is_removal = |message: &SiblingMessage| matches!(message, SiblingMessage::Removed(Removal::All));
+    let is_removal =
+        |message: &SiblingMessage| matches!(message, SiblingMessage::Removed { removal: Removal::All, .. });
     assert!(b.messages.iter().any(is_removal), "{:?}", b.messages);
     a.cluster.resubscribe();
     a.call(EngineCall::Beat(None)).await;
@@ -433,54 +436,6 @@ async fn a_landing_of_a_dead_epoch_stores_nothing_and_is_published_as_left() {
     a.call(EngineCall::Land { spec, token, epoch: Some(epoch), attempt_age, outcome, sent_at: None }).await;
     b.hear(|message| matches!(message, SiblingMessage::Left(_, of) if *of == token).then_some(())).await;
     assert!(matches!(b.claim(&of_b, 1).await, EngineAnswer::Granted(_)));
-}
-
-#[tokio::test]
-async fn a_removed_state_answers_no_claim() {
-    let engine = TestEngine::start();
-    let mut a = TestReplica::join(&config(engine.url())).await;
-    let job = || JobId::new("job-one").unwrap();
-    for (n, removal) in
-        [Removal::All, Removal::Id(job()), Removal::Changed(DOMAIN, job())].into_iter().enumerate()
-    {
-        let of_a = a.poll(&["job-one"]);
-        let n = n as u64;
-        a.claim(&of_a, 10 * n).await;
-        // The marks have milliseconds.
-        tokio::time::sleep(Duration::from_millis(3)).await;
-        a.land(&of_a, 10 * n).await;
-        assert!(matches!(a.claim(&of_a, 10 * n + 1).await, EngineAnswer::Known(..)), "{removal:?}");
-        tokio::time::sleep(Duration::from_millis(3)).await;
-        a.call(EngineCall::Remove(removal.clone())).await;
-        let heard = a
-            .hear(|message| match message {
-                SiblingMessage::Removed(heard) => Some(heard.clone()),
-                _ => None,
-            })
-            .await;
-        assert_eq!(heard, removal);
-        assert!(matches!(a.claim(&of_a, 10 * n + 2).await, EngineAnswer::Granted(_)), "{removal:?}");
-    }
-}
-
-#[tokio::test]
-async fn a_state_of_many_bytes_is_announced_without_them_and_not_stored() {
-    let engine = TestEngine::start();
-    let small = ClusterConfig { max_body: 10, ..config(engine.url()) };
-    let mut a = TestReplica::join(&small).await;
-    let mut b = TestReplica::join(&small).await;
-    let (of_a, of_b) = (a.poll(&["job-one"]), b.poll(&["job-one"]));
-    a.claim(&of_a, 1).await;
-    b.claim(&of_b, 1).await;
-    a.land(&of_a, 1).await;
-    let body = b
-        .hear(|message| match message {
-            SiblingMessage::Landed(_, _, _, SharedOutcome::Jobs(states)) => Some(states[0].body.clone()),
-            _ => None,
-        })
-        .await;
-    assert_eq!(body, None);
-    assert!(matches!(b.claim(&of_b, 2).await, EngineAnswer::Granted(_)));
 }
 
 #[tokio::test]

@@ -69,10 +69,9 @@ async fn a_review_after_a_loss_reads_rejected_keys_pauses_and_removals() {
     assert_eq!(dead, epoch);
     let pause = b.messages.iter().find_map(|message| pause_of(message, other)).expect("of an earlier shard");
     assert!((9 * SECOND..=10 * SECOND).contains(&pause), "{pause:?}");
-    let removed = b
-        .messages
-        .iter()
-        .filter(|message| matches!(message, SiblingMessage::Removed(removal) if removals.contains(removal)));
+    let removed = b.messages.iter().filter(
+        |message| matches!(message, SiblingMessage::Removed { removal, .. } if removals.contains(removal)),
+    );
     assert_eq!(removed.count(), 2, "one in all shards, and one of a key");
 }
 
@@ -89,7 +88,8 @@ async fn more_removals_than_the_engine_remembers_remove_all_states() {
     // It was not linked since its start: as if the removals were made meanwhile.
     b.link_up().await;
     b.cluster.review(Vec::new());
-    b.hear(|message| matches!(message, SiblingMessage::Removed(Removal::All)).then_some(())).await;
+    b.hear(|message| matches!(message, SiblingMessage::Removed { removal: Removal::All, .. }).then_some(()))
+        .await;
     let few = TestEngine::start();
     let mut a = TestReplica::join(&config(few.url())).await;
     for number in 0..200 {
@@ -103,6 +103,6 @@ async fn more_removals_than_the_engine_remembers_remove_all_states() {
     b.hear(|message| pause_of(message, DOMAIN)).await;
     b.cluster.review(vec![DOMAIN]);
     b.hear_in_order(|message| pause_of(message, DOMAIN)).await;
-    let removed = b.messages.iter().filter(|message| matches!(message, SiblingMessage::Removed(_)));
+    let removed = b.messages.iter().filter(|message| matches!(message, SiblingMessage::Removed { .. }));
     assert_eq!(removed.count(), 200, "several pages");
 }

@@ -107,3 +107,49 @@ async fn a_rejection_that_is_known_or_older_than_an_acceptance_is_not_repeated()
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+/// The engine may have been restarted, and siblings have entries of the key.
+#[tokio::test]
+async fn a_rejection_is_published_by_an_engine_that_knows_no_epoch_of_the_key() {
+    let engine = TestEngine::start();
+    let mut a = TestReplica::join(&config(engine.url())).await;
+    let mut b = TestReplica::join(&config(engine.url())).await;
+    a.call(refusal()).await;
+    let by = b
+        .hear(|message| match message {
+            SiblingMessage::Revoked { domain, by, .. } if *domain == DOMAIN => Some(*by),
+            _ => None,
+        })
+        .await;
+    assert_eq!(by, Some(a.name));
+    let spec = a.poll(&["job-one"]);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    a.call(landing(&spec, a.token(1), Duration::from_secs(60))).await;
+    assert!(matches!(a.claim(&spec, 2).await, EngineAnswer::Granted(_)), "it began before the rejection");
+}
+
+#[tokio::test]
+async fn the_record_of_a_key_that_was_never_accepted_is_short_lived() {
+    let engine = TestEngine::start();
+    let mut a = TestReplica::join(&config(engine.url())).await;
+    let spec = a.poll(&["job-one"]);
+    let lifetime = || {
+        let key = engine.keys().into_iter().find(|key| key.contains(":d:")).unwrap();
+        let answer = engine.command(&format!("PTTL {key}"));
+        Duration::from_millis(answer.lines().next().unwrap()[1..].parse().unwrap())
+    };
+    let short = Duration::from_secs(270);
+    a.call(refusal()).await;
+    assert!((short / 2..=short).contains(&lifetime()), "{:?}", lifetime());
+    a.claim(&spec, 1).await;
+    a.call(refusal()).await;
+    assert!((short / 2..=short).contains(&lifetime()), "{:?}", lifetime());
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    a.claim(&spec, 2).await;
+    a.land(&spec, 2).await;
+    let long = Duration::from_secs(3500);
+    assert!(lifetime() > long);
+    a.call(refusal()).await;
+    a.claim(&spec, 3).await;
+    assert!(lifetime() > long, "siblings that are apart have to learn of this rejection");
+}

@@ -8,13 +8,13 @@
 //! | kind | text | additions |
 //! | --- | --- | --- |
 //! | beat | replica, former name, number of the beat | |
-//! | landed | poll, token, outcome | epoch, delay in ms |
+//! | landed | poll, token, epoch of the seals and whether it was granted, outcome | epoch, delay in ms |
 //! | failed, left, taken | poll, token | |
 //! | attached | poll, replica | lease |
 //! | detached | poll, replica | |
 //! | note | poll, token, held | |
 //! | revoked | key domain, replica | dead epoch, time since the rejection in ms |
-//! | removed | sealed: the removal | |
+//! | removed | instance of the replica; sealed: the removal | |
 //! | paused | key domain, pause in ms | |
 //! | flushed | replica | |
 //!

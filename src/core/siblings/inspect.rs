@@ -44,6 +44,11 @@ impl Siblings {
         self.polls.get(self.polls.of_local(id)?)?.holder()
     }
 
+    /// Returns [`SiblingConfig::instance`](super::SiblingConfig::instance).
+    pub fn instance(&self) -> u64 {
+        self.config.instance
+    }
+
     /// Returns the name of this replica, while the link is up.
     pub fn name(&self) -> Option<ReplicaName> {
         self.link.me

@@ -40,7 +40,7 @@ impl Siblings {
             SiblingMessage::Detached(name, guest) => self.guest_detached(name, guest, now),
             SiblingMessage::Note(name, token, is_held) => self.noted(name, token, is_held),
             SiblingMessage::Revoked { domain, dead, age, .. } => self.revoked(domain, dead, age, now),
-            SiblingMessage::Removed(_) | SiblingMessage::Paused(..) => {}
+            SiblingMessage::Removed { .. } | SiblingMessage::Paused(..) => {}
             SiblingMessage::Flushed => self.engine_flushed(now),
         }
     }
@@ -163,10 +163,10 @@ impl Siblings {
         }
         let is_away =
             |phase: &SharePhase| matches!(phase, SharePhase::Away { .. } | SharePhase::Looking { .. });
-        for name in self.polls.names(|poll| poll.spec.domain == domain && is_away(&poll.phase)) {
+        for name in self.polls.names_of(domain, |poll| is_away(&poll.phase)) {
             self.lose(name, None, now);
         }
-        for name in self.polls.names(|poll| poll.spec.domain == domain && poll.own().is_some()) {
+        for name in self.polls.names_of(domain, |poll| poll.own().is_some()) {
             let dead_epochs = &self.dead_epochs;
             self.polls.change(name, |poll| {
                 let began = poll.began_at();

@@ -31,7 +31,7 @@ mod tests;
 mod types;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::claims::LOOKING;
 pub use self::inspect::SiblingView;
@@ -220,6 +220,11 @@ impl Siblings {
             outputs: VecDeque::new(),
             next_number: 0,
         }
+    }
+
+    /// Uses this time as [`SiblingConfig::refusal_ttl`] from now on.
+    pub fn set_refusal_ttl(&mut self, ttl: Duration) {
+        self.config.refusal_ttl = ttl;
     }
 
     /// Takes in an event that happened at `now`. An event of an unknown poll changes nothing.

@@ -10,6 +10,7 @@ use super::types::{
 };
 use crate::core::Map;
 use crate::core::coalescer::PollId;
+use crate::core::job::KeyDomain;
 
 /// Most early results of one poll. Only several leases within one round trip need more than one.
 const MAX_EARLY: usize = 4;
@@ -183,6 +184,7 @@ impl SharedPoll {
 #[derive(Debug, Default)]
 pub(super) struct SharedPolls {
     polls: BTreeMap<PollName, SharedPoll>,
+    by_domain: BTreeSet<(KeyDomain, PollName)>,
     by_local: Map<PollId, PollName>,
     by_run: Map<PollId, PollName>,
     timers: BTreeSet<(Instant, PollName)>,
@@ -211,11 +213,13 @@ impl SharedPolls {
     pub(super) fn insert(&mut self, poll: SharedPoll) {
         let name = poll.spec.name;
         self.by_local.extend(poll.local.map(|local| (local, name)));
+        self.by_domain.insert((poll.spec.domain, name));
         self.polls.insert(name, poll);
     }
 
     pub(super) fn remove(&mut self, name: PollName) -> Option<SharedPoll> {
         let poll = self.polls.remove(&name)?;
+        self.by_domain.remove(&(poll.spec.domain, name));
         if let Some(at) = poll.timer {
             self.timers.remove(&(at, name));
         }
@@ -255,6 +259,13 @@ impl SharedPolls {
     /// Returns the names of the polls that fulfil the condition.
     pub(super) fn names(&self, is: impl Fn(&SharedPoll) -> bool) -> Vec<PollName> {
         self.iter().filter(|(_, poll)| is(poll)).map(|(name, _)| name).collect()
+    }
+
+    /// Like [`Self::names`], among the polls of one key only.
+    pub(super) fn names_of(&self, domain: KeyDomain, is: impl Fn(&SharedPoll) -> bool) -> Vec<PollName> {
+        let all = (domain, PollName(0))..=(domain, PollName(u128::MAX));
+        let names = self.by_domain.range(all).map(|(_, name)| *name);
+        names.filter(|name| self.polls.get(name).is_some_and(&is)).collect()
     }
 
     pub(super) fn len(&self) -> usize {

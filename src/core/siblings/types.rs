@@ -128,6 +128,8 @@ pub enum Removal {
     Id(JobId),
     /// The states of a job and its variants that an action changed.
     Changed(KeyDomain, JobId),
+    /// All states of a key, or of all keys: actions changed too many jobs to name them.
+    AllChanged(Option<KeyDomain>),
 }
 
 /// Argument of [`EngineCall::Claim`].
@@ -334,7 +336,12 @@ pub enum SiblingMessage {
         by: Option<ReplicaName>,
     },
     /// States were removed. The machine passes over this message: its caller has the cache.
-    Removed(Removal),
+    Removed {
+        /// The states.
+        removal: Removal,
+        /// [`SiblingConfig::instance`] of the replica that removed them, if known.
+        by: Option<u64>,
+    },
     /// The upstream pauses a key for this time. The machine passes over this message: its caller has the scheduler.
     Paused(KeyDomain, Duration),
     /// The engine lost its memory.

@@ -9,11 +9,9 @@ use super::{AnswerOrigin, PollSharing};
 use crate::core::coalescer::PollSpec;
 use crate::core::job::KeyDomain;
 use crate::core::siblings::{EngineAnswer, EngineCall, Removal, ReplicaName, SiblingInput, SiblingMessage};
+use crate::hub::job_changes::PendingChanges;
 use crate::hub::task::HubTask;
 use crate::upstream::poll::{KeyVerdict, key_verdict};
-
-/// Most own removals whose return is awaited.
-const MAX_ECHOES: usize = 1024;
 
 impl HubTask {
     /// Takes in an input of the link.
@@ -28,6 +26,9 @@ impl HubTask {
             self.message_of_sibling(message, now);
         }
         if let Some(sharing) = &mut self.sharing {
+            if matches!(input, SiblingInput::LinkUp(_)) {
+                sharing.machine.set_refusal_ttl(self.cache.config().load().key_recheck_interval);
+            }
             sharing.cluster.observe(&input);
             if let SiblingInput::Answer(call, _) = &input {
                 sharing.claims.answered(*call);
@@ -55,13 +56,9 @@ impl HubTask {
             SiblingMessage::Revoked { by, .. } if by.is_some() && *by == self.own_name() => {}
             SiblingMessage::Revoked { domain, .. } => self.key_rejected(*domain, now),
             SiblingMessage::Paused(domain, pause) => self.scheduler.pause_by_sibling(*domain, *pause, now),
-            SiblingMessage::Removed(removal) if self.is_echo(removal) => {}
-            SiblingMessage::Removed(Removal::All) => drop(self.cache.remove_all()),
-            SiblingMessage::Removed(Removal::Id(job)) => drop(self.cache.remove(job)),
-            SiblingMessage::Removed(Removal::Changed(domain, job)) => {
-                self.cache.job_changed(*domain, job, now);
-                self.job_changed(*domain, job, now);
-            }
+            // Its effect here is done.
+            SiblingMessage::Removed { by, .. } if by.is_some() && *by == self.own_instance() => {}
+            SiblingMessage::Removed { removal, .. } => self.removed_by_sibling(removal, now),
             _ => {}
         }
     }
@@ -70,11 +67,25 @@ impl HubTask {
         self.sharing.as_ref().and_then(|sharing| sharing.machine.name())
     }
 
-    /// Returns whether this replica published the removal itself. Its effect here is done.
-    fn is_echo(&mut self, removal: &Removal) -> bool {
-        let Some(sharing) = &mut self.sharing else { return false };
-        let found = sharing.echoes.iter().position(|echo| echo == removal);
-        found.map(|at| sharing.echoes.remove(at)).is_some()
+    fn own_instance(&self) -> Option<u64> {
+        self.sharing.as_ref().map(|sharing| sharing.machine.instance())
+    }
+
+    fn removed_by_sibling(&mut self, removal: &Removal, now: Instant) {
+        let Some(PollSharing { removals, tasks, .. }) = self.sharing.as_deref_mut() else { return };
+        match removal {
+            Removal::All => removals.remove(None, &self.cache, tasks),
+            Removal::Id(job) => removals.remove(Some(job), &self.cache, tasks),
+            Removal::Changed(domain, job) => {
+                self.cache.job_changed(*domain, job, now);
+                self.job_changed(*domain, job, now);
+            }
+            Removal::AllChanged(concerned) => {
+                self.cache.all_jobs_changed(*concerned, now);
+                self.machines.forget_states(|domain| concerned.is_none_or(|of| of == domain), now);
+                self.drain_outputs(now);
+            }
+        }
     }
 
     /// Records the verdict on a key in a sibling's answer. The sibling publishes a 401 as well.
@@ -102,12 +113,16 @@ impl HubTask {
 
     /// Publishes that states are not used any more.
     pub(in crate::hub) fn publish_removal(&mut self, removal: Removal, now: Instant) {
-        let Some(sharing) = &mut self.sharing else { return };
-        if sharing.echoes.len() >= MAX_ECHOES {
-            sharing.echoes.remove(0);
+        if let Some(sharing) = &mut self.sharing {
+            sharing.machine.handle(SiblingInput::Publish(EngineCall::Remove(removal)), now);
         }
-        sharing.echoes.push(removal.clone());
-        sharing.machine.handle(SiblingInput::Publish(EngineCall::Remove(removal)), now);
+    }
+
+    /// Publishes the changes of a round. Siblings forget all states of a key of which many jobs changed.
+    pub(in crate::hub) fn publish_changes(&mut self, changes: &PendingChanges, now: Instant) {
+        if self.sharing.is_some() {
+            changes.removals().into_iter().for_each(|removal| self.publish_removal(removal, now));
+        }
     }
 
     /// Publishes the pause of a key, if it is a new one.

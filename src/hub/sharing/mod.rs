@@ -13,7 +13,9 @@
 //! | --- | --- |
 //! | polls of an upstream without keys | no credential can seal the answer (P11) |
 //! | polls of requests with `no-store` only | their answers are stored nowhere |
-//! | all polls, if `cluster.share` has no `"polls"` | the configuration |
+//! | all polls, if `cluster.share` has neither `"polls"` nor `"jobs"` | the configuration |
+//!
+//! With `"jobs"` only, the engine answers with states and grants each poll to each replica that asks.
 //!
 //! Quotas go past the machine: `quotas` sends counted requests to the engine.
 //!
@@ -24,6 +26,10 @@ mod counts;
 mod messages;
 mod quotas;
 mod registrations;
+mod removals;
+mod reports;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,6 +42,7 @@ use tracing::debug;
 use self::counts::{ClaimCounts, StartReason};
 use self::quotas::share_quotas;
 use self::registrations::Registrations;
+use self::removals::CacheRemovals;
 use super::inspect::ClusterOverview;
 use super::landing::{AnswerOrigin, UpstreamAnswer};
 use super::link_reports::LinkReports;
@@ -47,11 +54,10 @@ use crate::core::coalescer::{Cause, Failure, Input, PollId, PollOutcome, PollPro
 use crate::core::job::JobState;
 use crate::core::route::Form;
 use crate::core::siblings::{
-    EngineCall, LinkState, PollName, Removal, ReplicaName, ShareSpec, SharedOutcome, SiblingConfig,
-    SiblingInput, SiblingOutput, Siblings,
+    EngineCall, LinkState, PollName, ReplicaName, ShareSpec, SharedOutcome, SiblingConfig, SiblingInput,
+    SiblingOutput, Siblings,
 };
 use crate::limits::Limits;
-use crate::telemetry::metrics::LinkLabel;
 
 /// Dependencies of a hub that shares polls.
 pub(crate) struct SharingDeps {
@@ -60,8 +66,8 @@ pub(crate) struct SharingDeps {
     /// The task of the link, which the hub runs.
     pub(crate) link: BoxFuture<'static, ()>,
     pub(crate) config: SiblingConfig,
-    /// Whether polls are shared. Rejected keys, pauses and removals are always.
-    pub(crate) shares_polls: bool,
+    /// Whether polls or their states are shared. Rejected keys, pauses and removals are always.
+    pub(crate) offers_polls: bool,
     /// Whether each replica uses only its part of the quotas without the engine.
     pub(crate) strict: bool,
     /// Number of replicas below which the log has a warning.
@@ -74,18 +80,17 @@ pub(super) struct PollSharing {
     inbox: mpsc::Receiver<SiblingInput>,
     /// `None` once it runs.
     link: Option<BoxFuture<'static, ()>>,
-    shares_polls: bool,
+    offers_polls: bool,
     strict: bool,
     /// Number of replicas when the engine was there last.
     replicas: u32,
-    /// The task that shares quotas. It ends with the hub.
+    /// The task that shares quotas, which ends with the hub, and the thread of removals.
     tasks: JoinSet<()>,
     /// The polls that the machine has, by their numbers at the coalescer; and those that go on for siblings only.
     offered: Map<PollId, OfferedPoll>,
     names: Registrations,
     claims: ClaimCounts,
-    /// Own removals on their way. The engine sends them back, and they are done here already.
-    echoes: Vec<Removal>,
+    removals: CacheRemovals,
     reports: LinkReports,
     /// Whether siblings have all that they need at present, so that the process may end.
     handed_over: watch::Sender<bool>,
@@ -102,20 +107,20 @@ const MAX_INPUTS: usize = 1024;
 
 impl PollSharing {
     pub(super) fn new(deps: SharingDeps) -> Self {
-        let SharingDeps { cluster, inbox, link, config, shares_polls, strict, expected } = deps;
+        let SharingDeps { cluster, inbox, link, config, offers_polls, strict, expected } = deps;
         Self {
             machine: Siblings::new(config),
             cluster,
             inbox,
             link: Some(link),
-            shares_polls,
+            offers_polls,
             strict,
             replicas: u32::try_from(expected).unwrap_or_default().max(1),
             tasks: JoinSet::new(),
             offered: Map::default(),
             names: Registrations::default(),
             claims: ClaimCounts::default(),
-            echoes: Vec::new(),
+            removals: CacheRemovals::default(),
             reports: LinkReports::new(expected),
             handed_over: watch::Sender::new(false),
             is_draining: false,
@@ -197,7 +202,7 @@ impl HubTask {
         let Some(key) = self
             .sharing
             .as_ref()
-            .filter(|sharing| sharing.shares_polls && self.machines.of_poll(id).may_cache(id))
+            .filter(|sharing| sharing.offers_polls && self.machines.of_poll(id).may_cache(id))
             .and_then(|_| poll.credential.key_bytes())
         else {
             return Some(poll);
@@ -464,33 +469,5 @@ impl HubTask {
         if sharing.machine.poll_timeout().is_some_and(|due| due <= now) {
             sharing.machine.handle_timeout(now);
         }
-    }
-
-    /// Reports the link after a round.
-    pub(super) fn report_sharing(&mut self, now: Instant) {
-        let Some(sharing) = &mut self.sharing else { return };
-        let PollSharing { machine, reports, handed_over, is_draining, strict, replicas, .. } = &mut **sharing;
-        reports.update(machine.link(), machine.members(), now);
-        let is_apart = machine.link() == LinkState::Apart;
-        if !is_apart {
-            *replicas = u32::try_from(machine.members()).unwrap_or(u32::MAX).max(1);
-        }
-        self.limits.set_replicas(*replicas, is_apart && *strict);
-        self.metrics.cluster.set_link(link_label(machine.link()));
-        self.metrics.cluster.set_counts(machine.members(), machine.unanswered());
-        if *is_draining {
-            // Without a link siblings find out by themselves.
-            let is_done = machine.polls().1 == 0 && machine.unanswered() == 0;
-            let is_done = is_done || is_apart;
-            handed_over.send_if_modified(|done| std::mem::replace(done, is_done) != is_done);
-        }
-    }
-}
-
-fn link_label(link: LinkState) -> LinkLabel {
-    match link {
-        LinkState::Near => LinkLabel::Near,
-        LinkState::Far => LinkLabel::Far,
-        LinkState::Apart => LinkLabel::Apart,
     }
 }

@@ -133,7 +133,7 @@ impl EngineModel {
                 self.epochs.remove(&domain);
                 (done, vec![SiblingMessage::Revoked { domain, dead, age, by: Some(me) }])
             }
-            EngineCall::Remove(removal) => (done, vec![SiblingMessage::Removed(removal)]),
+            EngineCall::Remove(removal) => (done, vec![SiblingMessage::Removed { removal, by: None }]),
             EngineCall::Pause(domain, pause) => (done, vec![SiblingMessage::Paused(domain, pause)]),
             EngineCall::Flushed => (done, vec![SiblingMessage::Flushed]),
         }

@@ -533,7 +533,7 @@ fn name_in_message(message: &SiblingMessage) -> Option<PollName> {
         | SiblingMessage::Note(name, ..) => Some(*name),
         SiblingMessage::Beat(..)
         | SiblingMessage::Revoked { .. }
-        | SiblingMessage::Removed(_)
+        | SiblingMessage::Removed { .. }
         | SiblingMessage::Paused(..)
         | SiblingMessage::Flushed => None,
     }
