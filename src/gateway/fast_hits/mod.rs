@@ -24,6 +24,8 @@
 //!
 //! Only answers with a single job are kept. Bounds: [`MAX_ENTRIES`] and [`MAX_BYTES`] a thread.
 
+mod key;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
@@ -34,12 +36,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use foldhash::quality::RandomState;
-use http::header::{
-    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AGE, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, USER_AGENT,
-};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::header::AGE;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body as HttpBody;
 
+use self::key::write_key;
 use super::Gateway;
 use super::access_log::{AccessLog, AnsweredHit, log_hit};
 use super::response::{CACHE_STATUS, ResponseOrigin, X_REQUEST_ID, age_value, hit_status};
@@ -48,7 +49,6 @@ use crate::core::job::KeyDomain;
 use crate::limits::{CurrentQuotas, RATELIMIT, Subject};
 use crate::protocol::body::Body;
 use crate::protocol::field_value::copy_value;
-use crate::protocol::peer::Peer;
 use crate::protocol::request::RequestCtx;
 use crate::telemetry::metrics::RouteLabel;
 
@@ -71,9 +71,6 @@ const FIELD_OVERHEAD: usize = 100;
 
 /// Fields that hyper adds over HTTP/2: `date` and `content-length`. Without room for them the hash table of the fields grows.
 const HYPERS_FIELDS: usize = 2;
-
-/// Most fields of a request: the least `server.max_headers`.
-const MAX_FIELDS: usize = 16;
 
 /// Hits, and the time, after which the cache sees that an entry is still used, and the table that it was evicted.
 const TOUCH_HITS: u32 = 64;
@@ -470,56 +467,6 @@ impl SecondValue {
         }
         self.value.clone()
     }
-}
-
-/// Writes everything of a request that decides about its answer. Returns whether there is nothing else.
-fn write_key<B: HttpBody>(request: &Request<B>, ctx: &RequestCtx, key: &mut Vec<u8>) -> bool {
-    let (uri, version) = (request.uri(), request.version());
-    let version_byte = match version {
-        Version::HTTP_10 => 0,
-        Version::HTTP_11 => 1,
-        Version::HTTP_2 => 2,
-        _ => return false,
-    };
-    let is_absolute_form = version < Version::HTTP_2 && uri.authority().is_some();
-    if request.method() != Method::GET || !request.body().is_end_stream() || is_absolute_form {
-        return false;
-    }
-    // More could be over `server.max_headers`, also with fields that are not read.
-    if request.headers().len() > MAX_FIELDS {
-        return false;
-    }
-    key.clear();
-    key.extend([version_byte, ctx.is_tls.into(), (ctx.forwarded.peer() == Peer::Unix).into()]);
-    put_part(key, 0, uri.authority().map_or("", |authority| authority.as_str()).as_bytes());
-    put_part(key, 1, uri.path().as_bytes());
-    // A target with an empty query differs from one without.
-    put_part(key, 2 + u8::from(uri.query().is_some()), uri.query().unwrap_or_default().as_bytes());
-    for (name, value) in request.headers() {
-        let tag = if *name == HOST {
-            4
-        } else if *name == AUTHORIZATION {
-            5
-        } else if *name == ACCEPT {
-            6
-        } else if IGNORED.contains(name) || *name == X_REQUEST_ID {
-            continue;
-        } else {
-            return false;
-        };
-        put_part(key, tag, value.as_bytes());
-    }
-    ctx.forwarded.is_direct()
-}
-
-/// Fields that the ordinary way does not read.
-const IGNORED: [HeaderName; 5] = [USER_AGENT, ACCEPT_ENCODING, CONNECTION, ACCEPT_LANGUAGE, CONTENT_TYPE];
-
-/// Appends a part with its length, so that two lists of parts never have the same bytes.
-fn put_part(key: &mut Vec<u8>, tag: u8, part: &[u8]) {
-    key.push(tag);
-    key.extend((part.len() as u32).to_le_bytes());
-    key.extend_from_slice(part);
 }
 
 #[cfg(test)]

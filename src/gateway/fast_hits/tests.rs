@@ -4,7 +4,8 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use futures_util::FutureExt as _;
-use http::header::{CACHE_CONTROL, VARY};
+use http::Version;
+use http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, USER_AGENT, VARY};
 use http_body_util::{BodyExt as _, Full};
 use prometheus_client::registry::Registry;
 
@@ -15,6 +16,7 @@ use crate::config::{AuthMode, Config, TeamMember};
 use crate::core::job::{JobId, JobState, ResponseHead};
 use crate::core::route::{Ladder, PathTemplate, Route, RungSpec};
 use crate::protocol::allowed_host::HostPattern;
+use crate::protocol::peer::Peer;
 use crate::protocol::request::{ForwardedChain, RequestId};
 use crate::secret::Secret;
 use crate::telemetry::log::logged_requests;
