@@ -258,7 +258,7 @@ impl World {
         let sent = self.now + self.hop();
         if self.now < self.replicas[n].cut_off_until {
             // Without a connection, or on one that is closed as soon as the request is on it.
-            let is_connected = self.now.as_millis() % 2 == 0;
+            let is_connected = self.now.as_millis().is_multiple_of(2);
             if is_connected {
                 self.at(sent, SweepEvent::Sent(n, run));
             }
