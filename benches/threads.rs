@@ -4,6 +4,8 @@
 //! thread's own CPU time counts, so other processes change little; the least of several rounds is shown. With fewer
 //! processors than threads the threads run one after the other, and share less.
 //!
+//! Then the same on one thread for many different requests in turn, more than its table of kept answers has room for.
+//!
 //! Run it with `cargo bench --bench threads 2> /dev/null`: the access log goes to stderr.
 
 #![allow(missing_docs, unreachable_pub, reason = "modules of benches")]
@@ -16,6 +18,7 @@ use std::sync::Barrier;
 
 use clipgate::testing::gateway::Gateway;
 use futures_util::FutureExt as _;
+use http::HeaderValue;
 
 use self::gateway_fixture::{GatewayFixture, context, request};
 
@@ -24,6 +27,9 @@ use self::gateway_fixture::{GatewayFixture, context, request};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const ROUNDS: usize = 7;
+
+/// Numbers of requests in turn: all fit the table of a thread, or few.
+const TARGETS: [usize; 3] = [1_000, 3_000, 10_000];
 
 /// Hits of each thread in a round.
 const HITS: u32 = 50_000;
@@ -37,6 +43,30 @@ fn main() {
         let factor = least / *one.get_or_insert(least);
         println!("{threads} threads: {least:.0} ns a hit, {factor:.2} x of one");
     }
+    for targets in TARGETS {
+        let least =
+            (0..ROUNDS).map(|_| round_in_turn(&fixture.gateway(), targets)).fold(f64::INFINITY, f64::min);
+        println!("{targets} requests in turn: {least:.0} ns a hit");
+    }
+}
+
+/// Returns the CPU time of one hit in nanoseconds, of this many requests in turn that differ in their bytes.
+fn round_in_turn(gateway: &Gateway, targets: usize) -> f64 {
+    let host = |number| HeaderValue::from_str(&format!("gateway-{number}")).expect("a valid value");
+    let hosts: Vec<HeaderValue> = (0..targets).map(host).collect();
+    let mut before = 0;
+    for pass in 0..4 {
+        // The first passes fill the table of the thread.
+        before = if pass == 3 { cpu_time() } else { before };
+        for host in &hosts {
+            let mut request = request();
+            request.headers_mut().insert("host", host.clone());
+            black_box(
+                gateway.handle(request, context()).now_or_never().expect("a hit is ready at once").response,
+            );
+        }
+    }
+    (cpu_time() - before) as f64 / targets as f64
 }
 
 /// Returns the CPU time of one hit in nanoseconds.

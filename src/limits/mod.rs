@@ -16,23 +16,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
-use arrayvec::ArrayString;
 use governor::clock::Clock;
 use governor::middleware::StateInformationMiddleware;
 use governor::{Quota as Rate, RateLimiter};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderValue;
 
 use self::bounded_store::{BoundedStore, StoreEffect, StoreKey};
+use self::fields::{policy_of, remaining_value};
 use self::takes::time_of;
 use crate::clock;
 use crate::config::{self, TeamMember};
 use crate::core::job::KeyDomain;
 use crate::telemetry::metrics::Limit;
 
+pub(crate) use self::fields::{QuotaHeaders, RATELIMIT};
 pub(crate) use self::takes::{QuotaTake, QuotaTakes};
 pub(crate) use self::unproven::{AddressFull, UnprovenWait, UnprovenWaits};
 
 mod bounded_store;
+mod fields;
 mod takes;
 mod unproven;
 
@@ -256,24 +258,6 @@ impl CurrentQuotas<'_> {
     }
 }
 
-/// Returns the value of `RateLimit`. `None`: no quota.
-fn remaining_value(states: impl Iterator<Item = QuotaState>) -> Option<HeaderValue> {
-    let mut remaining = ArrayString::<MAX_HEADER_LEN>::new();
-    for state in states {
-        if !remaining.is_empty() {
-            remaining.push_str(", ");
-        }
-        state.write(&mut remaining);
-    }
-    if remaining.is_empty() {
-        return None;
-    }
-    let mut remaining = HeaderValue::from_str(&remaining).expect("names of quotas are tokens");
-    // Not secret, but different in each response: HTTP/2 must not index it.
-    remaining.set_sensitive(true);
-    Some(remaining)
-}
-
 impl QuotaSet {
     fn new(limits: &config::LimitsConfig, members: &[TeamMember], before: Option<&Self>) -> Self {
         let requests = |m: &TeamMember| (m.requests_per_second, m.burst);
@@ -320,33 +304,6 @@ impl QuotaSet {
             .into_iter()
             .flat_map(|group| group.default.iter().chain(group.per_member.values()))
             .map(Arc::as_ref)
-    }
-}
-
-/// Returns the value of `RateLimit-Policy`. `None`: no quota.
-fn policy_of<'q>(quotas: impl Iterator<Item = &'q RateQuota>, divisor: u32) -> Option<HeaderValue> {
-    let policies: Vec<String> = quotas.map(|quota| quota.policy(divisor)).collect();
-    let value = || HeaderValue::try_from(policies.join(", ")).expect("names of quotas are tokens");
-    (!policies.is_empty()).then(value)
-}
-
-/// Length of `RateLimit` for two quotas with the longest name and the largest numbers.
-const MAX_HEADER_LEN: usize = 2 * "\"requests\";r=4294967295;t=18446744073709551615, ".len();
-
-/// The `RateLimit` headers of a subject at one moment.
-#[derive(Clone, Debug)]
-pub struct QuotaHeaders {
-    policy: HeaderValue,
-    remaining: HeaderValue,
-}
-
-impl QuotaHeaders {
-    /// Adds the fields of draft-ietf-httpapi-ratelimit-headers-10, unless the upstream's response has them already.
-    pub fn write(self, headers: &mut HeaderMap) {
-        if !headers.contains_key(RATELIMIT) && !headers.contains_key(RATELIMIT_POLICY) {
-            headers.insert(RATELIMIT_POLICY, self.policy);
-            headers.insert(RATELIMIT, self.remaining);
-        }
     }
 }
 
@@ -511,21 +468,6 @@ pub struct QuotaState {
     pub resets_in: Option<u64>,
 }
 
-impl QuotaState {
-    /// Appends the quota's list member of `RateLimit`.
-    fn write(&self, out: &mut ArrayString<MAX_HEADER_LEN>) {
-        out.push('"');
-        out.push_str(self.quota.into_str());
-        out.push_str("\";r=");
-        let mut digits = itoa::Buffer::new();
-        out.push_str(digits.format(self.remaining));
-        if let Some(seconds) = self.resets_in {
-            out.push_str(";t=");
-            out.push_str(digits.format(seconds));
-        }
-    }
-}
-
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 2)
 }
@@ -546,9 +488,6 @@ impl Clock for GatewayClock {
         clock::now()
     }
 }
-
-pub(crate) const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 #[cfg(test)]
 mod tests;

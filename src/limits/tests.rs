@@ -1,3 +1,6 @@
+use http::HeaderMap;
+
+use super::fields::RATELIMIT_POLICY;
 use super::*;
 use crate::secret::{Secret, TokenHash};
 

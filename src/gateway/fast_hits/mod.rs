@@ -1,6 +1,6 @@
 //! Repeated hits: each thread keeps the answers to requests that it has answered from the cache before, by the bytes of
-//! the request. Such a request costs a lookup, the quotas, four header fields, the metrics and the access line. It writes
-//! to no memory that other threads read, but the counts of quotas.
+//! the request. Such a request costs a lookup, the quotas, four header fields, the metrics and the access line. It writes to
+//! memory of its thread only, but for the counts of quotas and of members.
 //!
 //! ```text
 //!   request ── known? ── unchanged? ── not expired? ── within the quota? ──▶ the kept answer, with its new values
@@ -55,7 +55,8 @@ use crate::telemetry::metrics::RouteLabel;
 /// Most answers of one thread.
 const MAX_ENTRIES: usize = 4096;
 
-/// Most bytes of keys, headers and bodies of one thread.
+/// Most bytes of keys, headers and bodies of one thread. States that the cache has evicted may add as many, until their
+/// requests come again.
 const MAX_BYTES: usize = 8 << 20;
 
 /// A nearly full table admits one of so many requests, whose answer replaces others. Where more requests come in turn than
