@@ -25,6 +25,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const LOSS: Duration = Duration::from_millis(2_500);
 /// Longest silence of a holder in which its poll proves states.
 const PROOF: Duration = Duration::from_millis(1_200);
+/// Greatest age of bytes that a held poll proves.
+const PROVEN: Duration = Duration::from_secs(30);
 /// Delay by rank after a failed poll.
 const RANK: Duration = Duration::from_millis(200);
 /// Time after a fault within which links and members are as before.
@@ -345,7 +347,9 @@ impl World {
         let lag = self.lag();
         let lost =
             self.lost.iter().filter(|lost| client.jobs.contains(&lost.job) && from <= lost.until + lag);
-        lost.map(|lost| lost.from.saturating_sub(lag)).fold(from, Duration::min)
+        let since = lost.map(|lost| lost.from.saturating_sub(lag)).fold(from, Duration::min);
+        // It proves states that were read long before, while an earlier connection was dead.
+        if since < from { since.saturating_sub(PROVEN) } else { from }
     }
 
     fn rung_number(&self, state: &JobState) -> usize {
