@@ -7,6 +7,7 @@ use clipgate::testing::clock;
 use http::Response;
 
 use super::engine::{EngineProxy, TestEngine};
+use super::engine_cluster::TestCluster;
 use super::replica::{Replica, Replicas, SECRET, limited};
 use crate::harness::process::{TestEnv, completed_target};
 
@@ -81,6 +82,36 @@ async fn three_replicas_flooded_with_calls_of_one_key_let_as_many_pass_as_one() 
     let passed = flood(&replicas.all, FLOOD, CALL).await;
     println!("calls: {passed} of 120 ideal, 360 alone");
     assert!((110..=135).contains(&passed), "{passed}");
+}
+
+/// The quotas of keys are on all nodes.
+#[tokio::test]
+async fn replicas_share_quotas_through_the_nodes_of_a_cluster() {
+    let cluster = TestCluster::start(0).await;
+    let urls: Vec<String> = cluster.nodes.iter().map(TestEngine::url).collect();
+    let limits = "requests_per_second = 20\nburst = 40\ncalls_per_second = 1\ncalls_burst = 10\n";
+    let replicas = with_limits(limits, "mode = \"cluster\"\n", TestEngine::stopped().await, &urls).await;
+    replicas.env.sim.set_status("a", "completed");
+    let passed = flood(&replicas.all, FLOOD, &completed_target("a")).await;
+    println!("requests: {passed} of 120 ideal, 360 alone");
+    assert!((110..=120 + 3 * 40 / 4).contains(&passed), "{passed}");
+    for number in 0..8 {
+        let key = format!("Bearer key-of-{number}");
+        // The upstream accepts the key: one call of this address, and none at the sibling.
+        for replica in &replicas.all[..2] {
+            assert_eq!(replica.get_with_key(&completed_target("a"), &key).await.status(), 200);
+        }
+        for _ in 0..4 {
+            assert_eq!(replicas.all[0].get_with_key(CALL, &key).await.status(), 404);
+        }
+        // The first call here brings the news.
+        assert_eq!(replicas.all[1].get_with_key(CALL, &key).await.status(), 404);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let answer = replicas.all[1].get_with_key(CALL, &key).await;
+        let left = field(&answer, "ratelimit", "calls");
+        let left: u32 = left.split(';').next().unwrap()[2..].parse().unwrap();
+        assert!((3..=5).contains(&left), "{key}: 10 less 7, and one for each second: {left}");
+    }
 }
 
 #[tokio::test]

@@ -189,3 +189,34 @@ async fn replicas_with_another_secret_never_meet() {
     assert_eq!(replicas.polls("a"), 2);
     replicas.all.push(other);
 }
+
+/// A rejected key counts at all replicas, whatever they share.
+#[tokio::test]
+async fn replicas_that_share_jobs_only_read_states_and_make_polls_of_their_own() {
+    let env = TestEnv::new().await;
+    configure(&env, "share = [\"jobs\"]\n");
+    let mut replicas = Replicas { env, engine: TestEngine::start().await, all: Vec::new() };
+    for _ in 0..2 {
+        replicas.add(&replicas.engine.url(), &[]).await;
+    }
+    replicas.wait_until_all_meet().await;
+    replicas.env.sim.set_status("a", "queued");
+    let mut waits = Vec::new();
+    for (number, replica) in replicas.all.iter().enumerate() {
+        waits.extend(replica.park("a", 3).await);
+        replicas.wait_for_polls("a", number + 1).await;
+    }
+    replicas.complete("a", waits).await;
+    assert_eq!(replicas.polls("a"), 2);
+    replicas.env.sim.set_status("b", "completed");
+    replicas.all[0].get(&completed_target("b"), &[]).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let stored = replicas.all[1].get(&completed_target("b"), &[]).await;
+    let status = stored.headers()["cache-status"].to_str().unwrap();
+    assert!(status.starts_with("clipgate; hit") && status.ends_with("; detail=sibling"), "{status}");
+    assert_eq!(replicas.polls("b"), 1);
+    replicas.env.sim.accept_keys(Some(&[]));
+    assert_eq!(replicas.all[0].get(&completed_target("c"), &[]).await.status(), 401);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(replicas.all[1].get(&completed_target("b"), &[]).await.status(), 401);
+}

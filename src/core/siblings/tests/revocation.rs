@@ -1,6 +1,7 @@
 //! Keys that the upstream rejected: polls that began before.
 
 use super::*;
+use crate::core::siblings::shared_poll::{SharedPoll, SharedPolls};
 
 const LATER_EPOCH: KeyEpoch = KeyEpoch(8);
 
@@ -151,4 +152,39 @@ fn a_rejection_is_not_repeated_once_the_key_is_accepted_again() {
             assert_eq!((age, is_repeated), (ms(400), true));
         }
     }
+}
+
+/// P11: the caller has reloaded its configuration.
+#[test]
+fn a_rejection_is_repeated_for_the_time_that_was_set_last() {
+    for (ttl, is_repeated) in [(ms(300), false), (ms(500), true)] {
+        let mut gateway = Gateway::linked();
+        gateway.input(SiblingInput::KeyRefused(KEY));
+        gateway.answer("refuse", EngineAnswer::Done(EngineTime(ms(0))));
+        gateway.pass(ms(400));
+        gateway.machine.set_refusal_ttl(ttl);
+        gateway.take();
+        gateway.link_up(OTHER);
+        let expected: &[&str] = if is_repeated { &["refuse"] } else { &[] };
+        assert_eq!(gateway.take(), expected, "{ttl:?}");
+    }
+}
+
+#[test]
+fn a_rejection_looks_at_the_polls_of_its_key_only() {
+    let mut polls = SharedPolls::default();
+    let token = LeaseToken { instance: 1, number: 1 };
+    let keys = [KEY, KeyDomain([0; 16]), KeyDomain([255; 16])];
+    let gateway = Gateway::alone();
+    for number in 0..300_u64 {
+        let spec = ShareSpec { domain: keys[number as usize % 3], ..gateway.spec(number) };
+        polls.insert(SharedPoll::new(spec, PollId(number), token, gateway.now));
+    }
+    polls.remove(name(3));
+    let seen = std::cell::Cell::new(0);
+    let names = polls.names_of(KEY, |poll| {
+        seen.set(seen.get() + 1);
+        poll.spec.domain == KEY
+    });
+    assert_eq!((names.len(), seen.get()), (99, 99));
 }
