@@ -72,7 +72,7 @@ enum ChunkStyle {
 const MAX_FIELDS: usize = 256;
 
 /// Parts of responses, valid and invalid.
-const TOKENS: [&str; 64] = [
+const TOKENS: [&str; 65] = [
     "HTTP/1.1 200 OK\r\n",
     "HTTP/1.1 200 OK\r\n",
     "HTTP/1.0 200 OK\r\n",
@@ -113,6 +113,7 @@ const TOKENS: [&str; 64] = [
     "transfer-encoding: xchunked\r\n",
     "transfer-encoding:\r\n",
     "transfer-encoding: chunked,\r\n",
+    "transfer-encoding: \u{fc}, chunked\r\n",
     "connection: close\r\n",
     "connection: keep-alive\r\n",
     "connection: upgrade\r\nupgrade: x\r\n",
@@ -174,11 +175,9 @@ fn check_any(method: &Method, wire: &[u8], pieces: &[u8]) {
         (Ok(_), Err(_)) | (Err(_), Ok(_)) => panic!("{read:?} in pieces, {whole:?} as a whole"),
     }
     let by_hyper = decode_by_hyper(method, wire);
-    // hyper ignores codings in a line with other characters than ASCII.
-    let is_ascii = |response: &ReadResponse| {
-        response.headers.get_all(TRANSFER_ENCODING).iter().all(|codings| codings.to_str().is_ok())
-    };
-    if by_hyper.as_ref().is_ok_and(|by_hyper| !is_ascii(by_hyper)) {
+    // hyper reads a body of its own choice where the codings are not a list of names. The gateway refuses it.
+    if by_hyper.as_ref().is_ok_and(|by_hyper| has_body(method, by_hyper.status) && has_odd_codings(by_hyper)) {
+        assert!(read.is_err(), "odd codings: {read:?}");
         return;
     }
     match (&read, &by_hyper) {
@@ -195,13 +194,29 @@ fn check_any(method: &Method, wire: &[u8], pieces: &[u8]) {
     }
 }
 
+fn has_body(method: &Method, status: StatusCode) -> bool {
+    method != Method::HEAD
+        && !status.is_informational()
+        && ![StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&status)
+}
+
+/// Returns whether a member of `Transfer-Encoding` is not a name, or `chunked` is there twice.
+fn has_odd_codings(response: &ReadResponse) -> bool {
+    let lines = response.headers.get_all(TRANSFER_ENCODING).iter();
+    let codings: Vec<_> =
+        lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).collect();
+    let is_name = |coding: &&[u8]| {
+        let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+        !coding.is_empty() && coding.iter().all(is_token)
+    };
+    let is_chunked = |coding: &&&[u8]| coding.eq_ignore_ascii_case(b"chunked");
+    !codings.iter().all(is_name) || codings.iter().filter(is_chunked).count() > 1
+}
+
 /// Checks that a length in the head is that of the body, so that the client reads the same body.
 fn check_length(method: &Method, read: &ReadResponse) {
-    let has_body = method != Method::HEAD
-        && !read.status.is_informational()
-        && ![StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&read.status);
     let lengths: Vec<_> = read.headers.get_all(CONTENT_LENGTH).iter().collect();
-    if has_body && !lengths.is_empty() {
+    if has_body(method, read.status) && !lengths.is_empty() {
         let [length] = lengths[..] else { panic!("several lengths: {read:?}") };
         let length = length.to_str().ok().and_then(|length| length.trim().parse().ok());
         assert_eq!(length, Some(read.body.len()), "{read:?}");

@@ -32,6 +32,7 @@ impl ReloadNotice {
 }
 
 /// The credentials of an open request, to be checked again after each reload.
+#[derive(Clone)]
 pub(super) struct ClientAccess {
     authenticator: Arc<Authenticator>,
     reloads: watch::Receiver<ReloadNotice>,

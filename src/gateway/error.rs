@@ -122,6 +122,7 @@ impl GatewayError {
                 StatusCode::BAD_GATEWAY
             }
             GatewayError::Passthrough(error) => match error {
+                PassthroughError::Revoked => StatusCode::UNAUTHORIZED,
                 PassthroughError::Connect => StatusCode::NOT_IMPLEMENTED,
                 PassthroughError::Target(BadTarget::TooLong) => StatusCode::URI_TOO_LONG,
                 PassthroughError::Target(BadTarget::NoPath | BadTarget::DotSegment)

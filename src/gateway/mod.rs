@@ -41,7 +41,7 @@ use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, Either, FutureExt as _, Ready, ready};
+use futures_util::future::{BoxFuture, Either, Ready, ready};
 use headers::HeaderMapExt as _;
 use http::header::HOST;
 use http::uri::Authority;
@@ -56,7 +56,7 @@ use self::default_wait::HeldRequest;
 use self::error::GatewayError;
 use self::event_stream::{EventStreams, StreamRequest};
 use self::fast_hits::{Candidate, GatewayNumber, Known};
-use self::guarded_body::{Revocation, SpannedBody};
+use self::guarded_body::{OpenRequest, SpannedBody};
 pub(crate) use self::inspect::{GatewayOverview, KeyUsage};
 use self::oversized::OversizedTargets;
 use self::passthrough::{Passthrough, PassthroughResponse, PassthroughSlot, PassthroughSlots};
@@ -305,8 +305,8 @@ impl Gateway {
                 Either::Right(self.clone().hold(*held, plain, state))
             }
             Ok(Decision::Stream(stream)) => {
-                let revocation = self.watch_revocation(request.headers(), &state);
-                Either::Right(self.clone().stream(*stream, revocation, state))
+                let open = OpenRequest::new(self.client_access(request.headers(), &state), None);
+                Either::Right(self.clone().stream(*stream, open, state))
             }
             Ok(Decision::Pass(identity, slot)) => {
                 Either::Right(self.clone().pass_through(request, identity, slot, state))
@@ -382,12 +382,11 @@ impl Gateway {
         RequestState { subject, proof, is_lent, cors, log, span, endpoint, is_root_page, candidate: None }
     }
 
-    /// Returns a future that ends once a reload has revoked the client's access.
-    fn watch_revocation(&self, headers: &HeaderMap, state: &RequestState) -> Revocation {
+    /// Returns the client's access, which a reload may revoke.
+    fn client_access(&self, headers: &HeaderMap, state: &RequestState) -> ClientAccess {
         let member = state.log.member.clone();
         let arrived = state.log.ctx().arrived;
-        let access = ClientAccess::new(&self.0.authenticator, &self.0.reloads, headers, member, arrived);
-        access.revoked().boxed().shared()
+        ClientAccess::new(&self.0.authenticator, &self.0.reloads, headers, member, arrived)
     }
 }
 

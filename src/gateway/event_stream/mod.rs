@@ -32,7 +32,7 @@ use crate::cache::Cache;
 use crate::core::query::WaitQuery;
 use crate::core::route::{Goal, Routes};
 use crate::gateway::error::GatewayError;
-use crate::gateway::guarded_body::{GuardedBody, Revocation};
+use crate::gateway::guarded_body::{GuardedBody, OpenRequest};
 use crate::gateway::passthrough::PassthroughResponse;
 use crate::gateway::request_options::RequestOptions;
 use crate::gateway::response::{append_cache_status, append_hit_status, insert_preference_applied};
@@ -97,12 +97,12 @@ impl Gateway {
     pub(super) fn stream(
         self,
         request: StreamRequest,
-        revocation: Revocation,
+        open: Arc<OpenRequest>,
         state: RequestState,
     ) -> BoxFuture<'static, PassthroughResponse> {
         Box::pin(async move {
             let result = self.0.streams.open(request).await;
-            let guarded = |body| Body::stream(GuardedBody { body, revocation, _slot: None });
+            let guarded = |body| Body::stream(GuardedBody::new(body, open));
             self.respond(state, result.map(|response| response.map(guarded).into()))
         })
     }

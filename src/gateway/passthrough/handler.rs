@@ -18,7 +18,7 @@ use crate::gateway::action::PendingAction;
 use crate::gateway::classify::RequestTarget;
 use crate::gateway::error::GatewayError;
 use crate::gateway::first_frame::read_first_frame;
-use crate::gateway::guarded_body::{GuardedBody, Revocation};
+use crate::gateway::guarded_body::{GuardedBody, OpenRequest};
 use crate::gateway::response::append_cache_status;
 use crate::gateway::{Decision, Gateway, RequestState};
 use crate::limits::Subject;
@@ -97,14 +97,9 @@ impl Gateway {
         B::Error: Into<BoxError>,
     {
         Box::pin(async move {
-            let revocation = self.watch_revocation(request.headers(), &state);
             // Shared: the upload may outlast the response, and the tunnel both.
-            let slot = Arc::new(slot);
-            let request = request.map(|body| GuardedBody {
-                body,
-                revocation: revocation.clone(),
-                _slot: Some(Arc::clone(&slot)),
-            });
+            let open = OpenRequest::new(self.client_access(request.headers(), &state), Some(slot));
+            let request = request.map(|body| GuardedBody::new(body, Arc::clone(&open)));
             state.log.disposition = Disposition::Passthrough;
             let is_read = [Method::GET, Method::HEAD].contains(request.method());
             // Only links need them.
@@ -116,14 +111,14 @@ impl Gateway {
             let uri = request.uri().clone();
             let credential = identity.as_ref().map(|identity| identity.credential.clone());
             let account = UpstreamAccount { credential, is_lent: state.is_lent };
-            let forwarding = self.0.passthrough.forward(request, state.log.ctx(), account, &state.span);
-            // Cancel safe: after a revocation the response is not needed.
-            let result = tokio::select! {
-                result = forwarding => result,
-                () = revocation.clone() => return self.respond(state, Err(self.0.authenticator.revoked().into())),
-            };
-            let PassthroughResponse { mut response, tunnel } = match result {
+            let revoked = async { open.revocation().await };
+            let passthrough = &self.0.passthrough;
+            let forwarding = passthrough.forward(request, state.log.ctx(), account, &state.span, revoked);
+            let PassthroughResponse { mut response, tunnel } = match forwarding.await {
                 Ok(passed) => passed,
+                Err(PassthroughError::Revoked) => {
+                    return self.respond(state, Err(self.0.authenticator.revoked().into()));
+                }
                 Err(error) => {
                     if let Some(action) = action {
                         action.failed(&error);
@@ -154,12 +149,16 @@ impl Gateway {
             append_cache_status(response.headers_mut(), fwd);
             let passed = match tunnel {
                 Some(tunnel) => {
-                    let tunnel = guarded_tunnel(tunnel, revocation, slot);
+                    let tunnel = guarded_tunnel(tunnel, open);
                     PassthroughResponse { response, tunnel: Some(tunnel) }
                 }
                 None => {
-                    let guarded = |body| GuardedBody { body, revocation, _slot: Some(slot) };
-                    response.map(|body| Body::stream(guarded(body))).into()
+                    let guarded = |body| match body {
+                        // In memory, like a hit.
+                        Body::Full(_) => body,
+                        Body::Stream(_) => Body::stream(GuardedBody::new(body, open)),
+                    };
+                    response.map(guarded).into()
                 }
             };
             self.respond(state, Ok(passed))
@@ -181,13 +180,13 @@ impl Gateway {
 }
 
 /// Returns the tunnel with its slot, which ends once its client's access is revoked.
-fn guarded_tunnel(tunnel: Tunnel, revocation: Revocation, slot: Arc<PassthroughSlot>) -> Tunnel {
+fn guarded_tunnel(tunnel: Tunnel, open: Arc<OpenRequest>) -> Tunnel {
     Box::pin(async move {
         // Cancel safe: both connections are closed, whichever future ends first.
         tokio::select! {
             () = tunnel => {}
-            () = revocation => debug!("access revoked, closing tunnel"),
+            () = open.revocation() => debug!("access revoked, closing tunnel"),
         }
-        drop(slot);
+        drop(open);
     })
 }

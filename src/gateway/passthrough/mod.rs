@@ -52,6 +52,9 @@ mod handler;
 mod slots;
 mod upload;
 
+/// Time after which a request without a response ends if its client's access is revoked. Most are answered before, so
+/// that they need one timer only.
+const UNWATCHED: Duration = Duration::from_millis(500);
 /// Most fields that the gateway adds to the head of a request.
 const MAX_ADDED_FIELDS: usize = 9;
 
@@ -114,6 +117,9 @@ pub(crate) enum PassthroughError {
     Send(#[from] SendError),
     #[error("the upstream switched protocols without a request to do so")]
     UnexpectedUpgrade,
+    /// A reload has revoked the client's access. The upstream may have acted.
+    #[error("the client's access was revoked")]
+    Revoked,
 }
 
 impl PassthroughError {
@@ -121,9 +127,8 @@ impl PassthroughError {
     pub(super) fn may_have_been_sent(&self) -> bool {
         match self {
             Self::Connect | Self::Target(_) | Self::Misdirected => false,
-            Self::TooLarge | Self::Stalled | Self::Upload(_) | Self::Timeout | Self::UnexpectedUpgrade => {
-                true
-            }
+            Self::TooLarge | Self::Stalled | Self::Upload(_) | Self::Timeout => true,
+            Self::UnexpectedUpgrade | Self::Revoked => true,
             Self::Send(error) => error.may_have_been_sent(),
         }
     }
@@ -145,6 +150,7 @@ impl PassthroughError {
                 error => error.into_str(),
             },
             Self::UnexpectedUpgrade => "invalid-upstream-response",
+            Self::Revoked => "unknown-token",
         }
     }
 }
@@ -157,6 +163,7 @@ impl Passthrough {
     }
 
     /// Sends the request to the upstream and returns the response. `span` becomes the request's `traceparent`.
+    /// `revoked` ends once the client's access is revoked. Only a request that takes long polls it.
     ///
     /// Cancel safe: dropping the future, or later the body of the response, ends the request at the upstream.
     async fn forward<B>(
@@ -165,6 +172,7 @@ impl Passthrough {
         ctx: &RequestCtx,
         account: UpstreamAccount,
         span: &RequestSpan,
+        revoked: impl Future<Output = ()>,
     ) -> Result<PassthroughResponse, PassthroughError>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
@@ -185,8 +193,8 @@ impl Passthrough {
         span.write(request.headers_mut());
         let mut call = self.metrics.upstream.call(CallKind::Passthrough, CallCause::Passthrough);
         let sent = match upgrade {
-            Some(_) => self.response_head(&progress, self.client.send_upgrade(request)).await,
-            None => self.response_head(&progress, self.client.send(request)).await,
+            Some(_) => self.response_head(&progress, self.client.send_upgrade(request), revoked).await,
+            None => self.response_head(&progress, self.client.send(request), revoked).await,
         };
         if let Err(PassthroughError::Send(error)) = &sent {
             call.note_error(error);
@@ -257,11 +265,22 @@ impl Passthrough {
         &self,
         progress: &UploadProgress,
         sending: impl Future<Output = Result<Response<ResponseBody>, SendError>>,
+        revoked: impl Future<Output = ()>,
     ) -> Result<Response<ResponseBody>, PassthroughError> {
-        let mut sending = pin!(sending);
+        let (mut sending, mut revoked) = (pin!(sending), pin!(revoked));
+        let watched_from = progress.last_progress() + UNWATCHED;
+        let mut is_watched = false;
         loop {
-            let deadline = progress.last_progress() + self.head_timeout;
-            let Ok(sent) = tokio::time::timeout_at(deadline.into(), &mut sending).await else {
+            let head_deadline = progress.last_progress() + self.head_timeout;
+            let deadline = if is_watched { head_deadline } else { head_deadline.min(watched_from) };
+            // Cancel safe: both futures are polled by reference, and after a revocation the response is not needed.
+            let sent = tokio::select! {
+                biased;
+                sent = tokio::time::timeout_at(deadline.into(), &mut sending) => sent,
+                () = &mut revoked, if is_watched => return Err(PassthroughError::Revoked),
+            };
+            let Ok(sent) = sent else {
+                is_watched |= deadline == watched_from;
                 if progress.last_progress() + self.head_timeout > deadline {
                     continue;
                 }
@@ -292,7 +311,8 @@ fn metric_code(sent: &Result<Response<ResponseBody>, PassthroughError>) -> Code 
             PassthroughError::Connect
             | PassthroughError::Target(_)
             | PassthroughError::Misdirected
-            | PassthroughError::UnexpectedUpgrade,
+            | PassthroughError::UnexpectedUpgrade
+            | PassthroughError::Revoked,
         ) => Code::Cancelled,
     }
 }
@@ -353,7 +373,11 @@ fn client_response(response: Response<ResponseBody>, is_lent: bool) -> Response<
     let (mut parts, body) = response.into_parts();
     strip_hop_by_hop(&mut parts.headers);
     append_via(&mut parts.headers, parts.version);
-    let mut response = Response::new(Body::stream(DownloadBody { body, is_lent })); // hyper sets the client's version
+    let body = match body.into_complete() {
+        Ok(body) => Body::Full(body),
+        Err(body) => Body::stream(DownloadBody { body, is_lent }),
+    };
+    let mut response = Response::new(body); // hyper sets the client's version
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
     if let Some(phrase) = parts.extensions.remove::<ReasonPhrase>() {

@@ -1,4 +1,5 @@
 use std::convert::Infallible;
+use std::future::pending;
 use std::net::SocketAddr;
 
 use http_body_util::{BodyExt, Channel, Full};
@@ -57,7 +58,7 @@ async fn gateway(passthrough: Passthrough, authorization: Option<&'static str>) 
                         });
                         let account = UpstreamAccount { credential, is_lent: false };
                         let response = match passthrough
-                            .forward(request, &ctx, account, &RequestSpan::default())
+                            .forward(request, &ctx, account, &RequestSpan::default(), pending())
                             .await
                         {
                             Ok(passed) => {
@@ -489,7 +490,7 @@ async fn progress_of_the_upload_extends_the_head_timeout() {
         drop(listener);
         passthrough.client.send(Request::new(Body::empty())).await
     };
-    let (outcome, ()) = tokio::join!(passthrough.response_head(&progress, sending), moving);
+    let (outcome, ()) = tokio::join!(passthrough.response_head(&progress, sending, pending()), moving);
     assert!(matches!(outcome, Err(PassthroughError::Send(_))), "the result is that of the client");
 }
 
@@ -663,8 +664,9 @@ async fn a_failed_connection_is_not_reported_as_a_failed_upload() {
         arrived: clock::now(),
     };
     let request = Request::post("/").body(Full::new(Bytes::from_static(b"one"))).unwrap();
-    let Err(error) =
-        passthrough.forward(request, &ctx, UpstreamAccount::default(), &RequestSpan::default()).await
+    let Err(error) = passthrough
+        .forward(request, &ctx, UpstreamAccount::default(), &RequestSpan::default(), pending())
+        .await
     else {
         panic!("a response without an upstream")
     };
@@ -691,8 +693,10 @@ async fn an_incomplete_body_is_reported_as_a_failed_upload() {
         closed(&mut upstream).await;
     };
     let span = RequestSpan::default();
-    let (outcome, ()) =
-        tokio::join!(passthrough.forward(request, &ctx, UpstreamAccount::default(), &span), upstream);
+    let (outcome, ()) = tokio::join!(
+        passthrough.forward(request, &ctx, UpstreamAccount::default(), &span, pending()),
+        upstream
+    );
     assert!(seen.recv().await.unwrap().contains("\r\nx-forwarded-for: unknown\r\n"));
     assert!(matches!(outcome, Err(PassthroughError::Upload(_))));
 }

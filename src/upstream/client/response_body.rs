@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::Full;
 
 use super::http1::{Http1Body, Http1Fault};
 use super::http2::Http2Body;
@@ -15,6 +16,8 @@ pub struct ResponseBody(VersionedBody);
 
 #[derive(Debug)]
 enum VersionedBody {
+    /// All of it arrived with the head. The connection is not in use any more.
+    Complete(Full<Bytes>),
     Http1(Http1Body),
     Http2(Http2Body),
 }
@@ -29,6 +32,18 @@ pub enum ResponseBodyError {
 }
 
 impl ResponseBody {
+    pub(super) fn complete(bytes: Bytes) -> Self {
+        Self(VersionedBody::Complete(Full::new(bytes)))
+    }
+
+    /// Returns the body as one piece if all of it arrived with the head.
+    pub(crate) fn into_complete(self) -> Result<Full<Bytes>, Self> {
+        match self.0 {
+            VersionedBody::Complete(body) => Ok(body),
+            body => Err(Self(body)),
+        }
+    }
+
     pub(super) fn http1(body: Http1Body) -> Self {
         Self(VersionedBody::Http1(body))
     }
@@ -47,6 +62,7 @@ impl HttpBody for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         match &mut self.get_mut().0 {
+            VersionedBody::Complete(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             VersionedBody::Http1(body) => body.poll_frame(cx).map_err(ResponseBodyError::Http1),
             VersionedBody::Http2(body) => body.poll_frame(cx).map_err(ResponseBodyError::Http2),
         }
@@ -54,6 +70,7 @@ impl HttpBody for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
+            VersionedBody::Complete(body) => body.is_end_stream(),
             VersionedBody::Http1(body) => body.is_end_stream(),
             VersionedBody::Http2(body) => body.is_end_stream(),
         }
@@ -61,6 +78,7 @@ impl HttpBody for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
+            VersionedBody::Complete(body) => body.size_hint(),
             VersionedBody::Http1(body) => body.size_hint(),
             VersionedBody::Http2(body) => body.size_hint(),
         }

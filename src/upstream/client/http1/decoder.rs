@@ -82,6 +82,13 @@ impl BodyDecoder {
         }
     }
 
+    /// Takes the whole body of a declared length from the buffer, if all of it is there. The body has then ended.
+    pub(super) fn take_complete(&mut self, read: &mut BytesMut) -> Option<Bytes> {
+        let left = usize::try_from(self.left()?).ok().filter(|left| *left <= read.len())?;
+        self.framing = Framing::Ended;
+        Some(read.split_to(left).freeze())
+    }
+
     /// Takes the next part of the body from the buffer.
     pub fn decode(&mut self, read: &mut BytesMut) -> Result<BodyPart, BodyFault> {
         loop {
@@ -272,6 +279,27 @@ mod tests {
         }
         let (_, trailers, _) = decode(BodyDecoder::chunked(), &[b"0\r\na: b\r\na: c\r\n\r\n"]).unwrap();
         assert_eq!(trailers.get_all("a").iter().collect::<Vec<_>>(), ["b", "c"]);
+    }
+
+    #[test]
+    fn only_a_body_of_known_length_that_has_arrived_is_taken_at_once() {
+        let take = |mut decoder: BodyDecoder, wire: &[u8]| {
+            let mut read = BytesMut::from(wire);
+            let body = decoder.take_complete(&mut read);
+            (body, read.to_vec(), decoder.has_ended())
+        };
+        let rows: [(BodyDecoder, &[u8], Option<&[u8]>, &[u8], bool); 6] = [
+            (BodyDecoder::length(4), b"body", Some(b"body"), b"", true),
+            (BodyDecoder::length(4), b"bodyHTTP", Some(b"body"), b"HTTP", true),
+            (BodyDecoder::length(4), b"bod", None, b"bod", false),
+            (BodyDecoder::length(0), b"HTTP", Some(b""), b"HTTP", true),
+            (BodyDecoder::until_close(), b"body", None, b"body", false),
+            (BodyDecoder::chunked(), b"0\r\n\r\n", None, b"0\r\n\r\n", false),
+        ];
+        for (decoder, wire, body, rest, has_ended) in rows {
+            let (taken, left, ended) = take(decoder, wire);
+            assert_eq!((taken.as_deref(), left.as_slice(), ended), (body, rest, has_ended));
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Weak;
 use std::task::{Context, Poll, ready};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::Method;
 use http_body::Frame;
 
@@ -101,7 +101,7 @@ impl Exchange {
         &mut self,
         decoder: &mut BodyDecoder,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Frame<bytes::Bytes>>, Http1Fault>> {
+    ) -> Poll<Result<Option<Frame<Bytes>>, Http1Fault>> {
         loop {
             match decoder.decode(&mut self.http1.read)? {
                 BodyPart::Data(data) => return Poll::Ready(Ok(Some(Frame::data(data)))),
@@ -113,6 +113,12 @@ impl Exchange {
                 decoder.close()?;
             }
         }
+    }
+
+    /// Takes the body if all of it has arrived and the request is sent. The response has then ended.
+    pub(super) fn take_complete_body(&mut self, decoder: &mut BodyDecoder) -> Option<Bytes> {
+        let is_sent = self.upload_state != UploadState::Sending;
+        is_sent.then(|| decoder.take_complete(&mut self.http1.read)).flatten()
     }
 
     /// Returns the connection to the pool. Called once the response has ended.

@@ -1,5 +1,7 @@
 //! Heads of messages (RFC 9112 sections 2 to 6): writes that of a request, reads that of a response. Pure.
 
+use std::mem::MaybeUninit;
+
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRAILER, TRANSFER_ENCODING};
 use http::request::Parts;
@@ -17,6 +19,8 @@ const MAX_HEAD: usize = 256 << 10;
 const MAX_FIELDS: usize = 256;
 /// Fields that suffice for nearly all responses.
 const FEW_FIELDS: usize = 64;
+/// Fields that the gateway adds to a response: `Via`, `Cache-Status`, `X-Request-Id`, and the two of the quotas.
+const ADDED_FIELDS: usize = 5;
 
 /// Framing of a request body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +45,8 @@ pub enum HeadFault {
     TooLong,
     #[error("the upstream's response has more than {MAX_FIELDS} header fields")]
     TooManyFields,
-    /// Two lengths, or a coding that HTTP/1.0 does not have. Another proxy could read another body.
+    /// Two lengths, a coding that HTTP/1.0 does not have, or codings that are not a list of names with at most one
+    /// `chunked`. Another proxy could read another body.
     #[error("the length of the upstream's response is ambiguous")]
     Length,
 }
@@ -146,9 +151,8 @@ impl HeadReader {
         if read.is_empty() || (!is_first && !self.has_end(read)) {
             return if read.len() <= MAX_HEAD { Ok(None) } else { Err(HeadFault::TooLong) };
         }
-        let mut few = [httparse::EMPTY_HEADER; FEW_FIELDS];
-        let parsed = match parse(read, &mut few, method) {
-            Err(HeadFault::TooManyFields) => parse(read, &mut [httparse::EMPTY_HEADER; MAX_FIELDS], method),
+        let parsed = match parse(read, &mut [MaybeUninit::uninit(); FEW_FIELDS], method) {
+            Err(HeadFault::TooManyFields) => parse(read, &mut [MaybeUninit::uninit(); MAX_FIELDS], method),
             parsed => parsed,
         };
         match parsed? {
@@ -178,22 +182,24 @@ impl HeadReader {
 /// Returns the response and the length of its head.
 fn parse<'b>(
     read: &'b BytesMut,
-    fields: &mut [httparse::Header<'b>],
+    fields: &mut [MaybeUninit<httparse::Header<'b>>],
     method: &Method,
 ) -> Result<Option<(ResponseStart, usize)>, HeadFault> {
-    let mut head = httparse::Response::new(fields);
+    let mut head = httparse::Response::new(&mut []);
     let fault = |error| match error {
         httparse::Error::TooManyHeaders => HeadFault::TooManyFields,
         error => HeadFault::Syntax(error),
     };
-    let end = match head.parse(read).map_err(fault)? {
+    let parsed =
+        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut head, read, fields);
+    let end = match parsed.map_err(fault)? {
         httparse::Status::Complete(end) => end,
         httparse::Status::Partial => return Ok(None),
     };
     let status = StatusCode::from_u16(head.code.unwrap_or(0))
         .map_err(|_| HeadFault::Syntax(httparse::Error::Status))?;
     let is_http11 = head.version == Some(1);
-    let mut headers = HeaderMap::with_capacity(head.headers.len() + 2); // `Via` and `Cache-Status` follow
+    let mut headers = HeaderMap::with_capacity(head.headers.len() + ADDED_FIELDS);
     for field in head.headers.iter() {
         let (name, value) = to_field(field).ok_or(HeadFault::Field)?;
         headers.append(name, value);
@@ -224,13 +230,8 @@ fn body_decoder(
     if has_no_body {
         return Ok(BodyDecoder::length(0));
     }
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter().peekable();
-    if codings.peek().is_some() {
-        if !is_http11 {
-            return Err(HeadFault::Length);
-        }
-        let last = codings.last().and_then(|codings| codings.as_bytes().rsplit(|byte| *byte == b',').next());
-        let is_chunked = last.is_some_and(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked"));
+    if headers.contains_key(TRANSFER_ENCODING) {
+        let is_chunked = is_chunked(headers).filter(|_| is_http11).ok_or(HeadFault::Length)?;
         headers.remove(CONTENT_LENGTH);
         return Ok(if is_chunked { BodyDecoder::chunked() } else { BodyDecoder::until_close() });
     }
@@ -249,6 +250,29 @@ fn body_decoder(
         headers.insert(CONTENT_LENGTH, length.into());
     }
     Ok(BodyDecoder::length(length))
+}
+
+/// Returns whether `chunked` is the last transfer coding. `None`: a member of the list is empty or not a name, or
+/// `chunked` is there twice.
+fn is_chunked(headers: &HeaderMap) -> Option<bool> {
+    let lines = headers.get_all(TRANSFER_ENCODING).iter();
+    let codings = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let (mut is_last, mut is_found) = (false, false);
+    for coding in codings.map(<[u8]>::trim_ascii) {
+        if coding.is_empty() || !coding.iter().all(is_token_byte) {
+            return None;
+        }
+        is_last = coding.eq_ignore_ascii_case(b"chunked");
+        if is_last && std::mem::replace(&mut is_found, true) {
+            return None;
+        }
+    }
+    Some(is_last)
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token_byte(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 fn parse_length(digits: &[u8]) -> Option<u64> {
@@ -381,6 +405,18 @@ mod tests {
             "1.1 200 OK\r\ncontent-length:",
             "1.1 200 OK\r\ncontent-length: 99999999999999999999",
             "1.0 200 OK\r\ntransfer-encoding: chunked",
+            "1.1 200 OK\r\ntransfer-encoding:",
+            "1.1 200 OK\r\ntransfer-encoding: \u{fc}, chunked",
+            "1.1 200 OK\r\ntransfer-encoding: \u{fc}\r\ntransfer-encoding: chunked",
+            "1.1 200 OK\r\ntransfer-encoding: chunked\u{fc}",
+            "1.1 200 OK\r\ntransfer-encoding: chunked,",
+            "1.1 200 OK\r\ntransfer-encoding: , chunked",
+            "1.1 200 OK\r\ntransfer-encoding: chunked, chunked",
+            "1.1 200 OK\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked",
+            "1.1 200 OK\r\ntransfer-encoding: chunked, gzip, chunked",
+            "1.1 200 OK\r\ntransfer-encoding: chunked;q=1",
+            "1.1 200 OK\r\ntransfer-encoding: x y, chunked",
+            "1.1 200 OK\r\ntransfer-encoding: \"x, chunked",
         ] {
             let fault = read(&format!("HTTP/{lines}\r\n\r\n"), &Method::GET).err();
             assert_eq!(fault, Some(HeadFault::Length), "{lines}");

@@ -162,14 +162,20 @@ impl Lease {
             Ok(start) => start,
             Err(fault) => return Err(failure(fault, exchange, is_kept, parts)),
         };
-        let (head, decoder) = start.response.into_parts();
+        let (head, mut decoder) = start.response.into_parts();
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             let mut response = Response::from_parts(head, ResponseBody::http1(Http1Body::ended()));
             response.extensions_mut().insert(exchange.into_upgraded());
             return Ok(response);
         }
-        let body = Http1Body::new(exchange, decoder, start.keeps_alive, tasks);
-        Ok(Response::from_parts(head, ResponseBody::http1(body)))
+        let body = match exchange.take_complete_body(&mut decoder) {
+            Some(bytes) => {
+                exchange.finish(start.keeps_alive);
+                ResponseBody::complete(bytes)
+            }
+            None => ResponseBody::http1(Http1Body::new(exchange, decoder, start.keeps_alive, tasks)),
+        };
+        Ok(Response::from_parts(head, body))
     }
 }
 
