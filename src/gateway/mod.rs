@@ -254,7 +254,8 @@ impl Gateway {
         let domain = identity.domain;
         let origin = host.and_then(|host| state.client_origin(Some(&host), is_proxied(headers)));
         let origin = origin.map(String::into_boxed_str);
-        let request = JobRequest { domain, query, options, condition: headers.typed_get(), origin };
+        let request =
+            JobRequest { domain, query, options, condition: headers.typed_get().map(Box::new), origin };
         let cached = self.lookup_cached(&request.query, state.proof, domain, &request.options, now);
         if let Some(hold) = default_wait.filter(|_| !request.options.only_if_cached) {
             if cached.is_none() && self.0.oversized.contains(&request) {
@@ -296,7 +297,7 @@ impl Gateway {
             Ok(Decision::Respond(response)) => Either::Left(ready(self.respond(state, Ok(response.into())))),
             Err(error) => Either::Left(ready(self.respond(state, Err(error)))),
             Ok(Decision::Park(parked)) => {
-                let host = request.headers().get(HOST).cloned();
+                let host = request.headers().get(HOST).cloned().map(Box::new);
                 let plain = parked.request.is_plain().then(|| Box::new(request.map(|_| Body::empty())));
                 Either::Right(self.clone().wait(parked, plain, host, state))
             }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Either};
 use headers::IfNoneMatch;
 use http::{HeaderValue, Response};
 
@@ -18,7 +18,7 @@ use crate::clock;
 use crate::core::coalescer::{Cost, Failure, WaitOutcome, WaitResult};
 use crate::core::job::{JobState, KeyDomain};
 use crate::core::query::WaitQuery;
-use crate::hub::WaitHandle;
+use crate::hub::{HubError, WaitHandle};
 use crate::protocol::body::Body;
 
 /// A request for jobs, as far as its response needs it.
@@ -26,7 +26,8 @@ pub(super) struct JobRequest {
     pub(super) domain: KeyDomain,
     pub(super) query: WaitQuery,
     pub(super) options: RequestOptions,
-    pub(super) condition: Option<IfNoneMatch>,
+    /// Boxed: few waits have one.
+    pub(super) condition: Option<Box<IfNoneMatch>>,
     /// The client's origin of the gateway, on configured routes.
     pub(super) origin: Option<Box<str>>,
 }
@@ -75,24 +76,39 @@ impl Gateway {
         self,
         mut parked: ParkedRequest,
         plain: Option<PlainGet>,
-        host: Option<HeaderValue>,
-        mut state: RequestState,
+        host: Option<Box<HeaderValue>>,
+        state: RequestState,
     ) -> BoxFuture<'static, PassthroughResponse> {
         Box::pin(async move {
             drop(host);
             let result = (&mut parked.handle).await;
-            let request = parked.request;
-            if let (Some(plain), Ok(WaitResult { end, .. })) = (plain, &result)
-                && is_oversized(end)
-            {
-                return self.pass_oversized(plain, &request, state).await;
-            }
-            let response = result.map_err(GatewayError::from).and_then(|result| {
-                state.log.disposition = Disposition::Waited(result.how, result.end.reason());
-                self.wait_response(&request, result)
-            });
-            self.respond(state, response.map(PassthroughResponse::from))
+            let passed = match self.end_of_wait(parked.request, plain, result, state) {
+                Either::Left(response) => return response,
+                Either::Right(passed) => passed,
+            };
+            passed.await
         })
+    }
+
+    /// Returns the response to a wait that has ended, or the future that passes the request through. A plain function: a
+    /// parked wait then has no room for its variables.
+    fn end_of_wait(
+        self,
+        request: JobRequest,
+        plain: Option<PlainGet>,
+        result: Result<WaitResult, HubError>,
+        mut state: RequestState,
+    ) -> Either<PassthroughResponse, BoxFuture<'static, PassthroughResponse>> {
+        if let (Some(plain), Ok(WaitResult { end, .. })) = (plain, &result)
+            && is_oversized(end)
+        {
+            return Either::Right(self.pass_oversized(plain, &request, state));
+        }
+        let response = result.map_err(GatewayError::from).and_then(|result| {
+            state.log.disposition = Disposition::Waited(result.how, result.end.reason());
+            self.wait_response(&request, result)
+        });
+        Either::Left(self.respond(state, response.map(PassthroughResponse::from)))
     }
 
     pub(super) fn wait_response(
@@ -138,7 +154,7 @@ impl Gateway {
         let gateway = &*self.0;
         let (shape, vary) =
             (|| gateway.cache.list_shape(*domain, query.route), || gateway.authenticator.vary());
-        let response = response.into_response(&gateway.cache, shape, vary, condition.as_ref());
+        let response = response.into_response(&gateway.cache, shape, vary, condition.as_deref());
         self.with_links_to(request, response)
     }
 

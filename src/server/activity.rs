@@ -6,18 +6,20 @@
 //! gateway ──► TrackedBody ──► TrackedBytes ──► hyper (HTTP/2: stream window) ──► ReadAhead (socket full?) ──► client
 //! ```
 
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use http::{StatusCode, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::Sleep;
 use tracing::debug;
 
-use super::stream_executor::DeliveryProgress;
+use super::stream_executor::{DeliveryProgress, StallTimer};
 use crate::clock;
 use crate::protocol::body::{Body, BoxError};
 
@@ -204,44 +206,63 @@ impl ConnectionActivity {
     }
 
     /// Resolves when the client has read nothing for `stall_timeout`, or, over HTTP/2, too little for twice as long.
-    /// Poll it as [`Self::client_stalled`].
-    pub(super) async fn stalled(&self, stall_timeout: Duration, version: Version) {
-        if version < Version::HTTP_2 {
-            return self.client_stalled(stall_timeout).await;
-        }
-        let (stalled, undelivered) =
-            (pin!(self.client_stalled(stall_timeout)), pin!(self.undelivered_for(2 * stall_timeout)));
-        futures_util::future::select(stalled, undelivered).await;
+    ///
+    /// Poll it after the connection, each time: it registers no waker for activity.
+    pub(super) fn stalled(&self, stall_timeout: Duration, version: Version) -> impl Future<Output = ()> {
+        let (mut client, mut delivery) = (None, StallTimer::default());
+        poll_fn(move |cx| {
+            if self.poll_client_stalled(&mut client, stall_timeout, cx).is_ready() {
+                return Poll::Ready(());
+            }
+            match version < Version::HTTP_2 {
+                true => Poll::Pending,
+                false => self.poll_undelivered_for(&mut delivery, 2 * stall_timeout, cx),
+            }
+        })
     }
 
-    /// Resolves when much has been left unread for this time, even if the client also waits for other responses. A
+    /// Is ready when much has been left unread for this time, even if the client also waits for other responses. A
     /// stream that is not read at all is reset before. A stream that takes a single byte hands its whole response
     /// over to h2, and cannot be reset.
-    async fn undelivered_for(&self, time: Duration) {
-        self.0.delivery.stalled(time, MAX_UNDELIVERED, MAX_UNDELIVERED).await;
+    fn poll_undelivered_for(&self, timer: &mut StallTimer, time: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        ready!(self.0.delivery.poll_stalled(timer, time, MAX_UNDELIVERED, MAX_UNDELIVERED, cx));
         debug!("client left too many bytes unread, closing connection");
+        Poll::Ready(())
     }
 
-    /// Resolves when the client has read nothing for `stall_timeout` although bytes were available. Never resolves
-    /// while the gateway has to provide a response, or the rest of one, that the client may be waiting for.
+    #[cfg(test)]
+    async fn client_stalled(&self, stall_timeout: Duration) {
+        let mut timer = None;
+        poll_fn(|cx| self.poll_client_stalled(&mut timer, stall_timeout, cx)).await;
+    }
+
+    /// Is ready when the client has read nothing for `stall_timeout` although bytes were available. Never while the gateway
+    /// has to provide a response, or the rest of one, that the client may be waiting for.
     ///
-    /// Poll it after the connection, each time: it registers no waker for activity. The timer runs only while the
-    /// client has bytes to read.
-    pub(super) async fn client_stalled(&self, stall_timeout: Duration) {
+    /// The timer runs only while the client has bytes to read. It is large, so a parked connection has none.
+    fn poll_client_stalled(
+        &self,
+        timer: &mut Option<Pin<Box<Sleep>>>,
+        stall_timeout: Duration,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         loop {
-            std::future::poll_fn(|_| if self.awaits_client() { Poll::Ready(()) } else { Poll::Pending })
-                .await;
-            self.0.has_progressed.store(false, Ordering::Relaxed);
-            let mut sleep = std::pin::pin!(tokio::time::sleep(stall_timeout));
-            let is_stalled =
-                std::future::poll_fn(|cx| match self.0.has_progressed.swap(false, Ordering::Relaxed) {
-                    true => Poll::Ready(false),
-                    false => sleep.as_mut().poll(cx).map(|()| true),
-                });
-            if is_stalled.await && self.awaits_client() {
-                debug!("client stopped reading, closing connection");
-                return;
+            let Some(sleep) = timer else {
+                if !self.awaits_client() {
+                    return Poll::Pending;
+                }
+                self.0.has_progressed.store(false, Ordering::Relaxed);
+                *timer = Some(Box::pin(tokio::time::sleep(stall_timeout)));
+                continue;
+            };
+            if !self.0.has_progressed.swap(false, Ordering::Relaxed) {
+                ready!(sleep.as_mut().poll(cx));
+                if self.awaits_client() {
+                    debug!("client stopped reading, closing connection");
+                    return Poll::Ready(());
+                }
             }
+            *timer = None;
         }
     }
 

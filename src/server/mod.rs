@@ -9,7 +9,7 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -296,8 +296,9 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let opened_at = clock::now();
-        let mut stream = ReadAhead::new(stream, activity.clone());
-        let Some(Ok(version)) = self.within_header_timeout(&permit, pin!(stream.version())).await else {
+        // Boxed: dropped before the long part of the connection's life, which then has no room for the stream twice.
+        let detected = Box::pin(ReadAhead::new(stream, activity.clone()).with_version());
+        let Some(Ok((stream, version))) = self.within_header_timeout(&permit, detected).await else {
             debug!(?peer, "connection ended before its first request");
             return;
         };

@@ -54,13 +54,14 @@ impl<S: AsyncRead + Unpin> ReadAhead<S> {
         Self { socket, activity, buffered: BytesMut::new(), lingering: None }
     }
 
-    /// Returns the HTTP version of the client, HTTP/2 or older, from its first bytes (RFC 9113 section 3.4). They
-    /// stay to be read.
+    /// Returns the socket and the HTTP version of the client, HTTP/2 or older, from its first bytes (RFC 9113 section
+    /// 3.4). They stay to be read.
     ///
     /// hyper-util's detection reads the first 24 bytes apart from the rest of a head, which makes hyper's buffer
     /// twice as large.
-    pub(super) async fn version(&mut self) -> io::Result<Version> {
-        poll_fn(|cx| self.poll_version(cx)).await
+    pub(super) async fn with_version(mut self) -> io::Result<(Self, Version)> {
+        let version = poll_fn(|cx| self.poll_version(cx)).await?;
+        Ok((self, version))
     }
 
     fn poll_version(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Version>> {

@@ -2,19 +2,23 @@
 //!
 //! ```text
 //!   service ──► announce(DeliveryProgress) ──► StreamExecutor ◄── execute(stream) ◄── hyper
-//!                                                   └── task: the stream beside DeliveryProgress::stalled
+//!                                                   └── task: the stream beside DeliveryProgress::poll_stalled
 //! ```
 //!
 //! hyper calls the service for a stream and then executes the stream, one right after the other. The executor relies
 //! on that order to pair the two. Dropping a stream resets it.
 
+#[cfg(test)]
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
 use tracing::debug;
 
 /// Bytes of a response that hyper has received, and how many of them the client has read.
@@ -43,30 +47,43 @@ impl DeliveryProgress {
         self.received.load(Ordering::Relaxed).saturating_sub(delivered)
     }
 
-    /// Resolves when more than `allowance` bytes have been available for `stall_timeout`, and the client has read
+    #[cfg(test)]
+    async fn stalled(&self, stall_timeout: Duration, allowance: u64, min_progress: u64) {
+        let mut timer = StallTimer::default();
+        poll_fn(|cx| self.poll_stalled(&mut timer, stall_timeout, allowance, min_progress, cx)).await;
+    }
+
+    /// Is ready when more than `allowance` bytes have been available for `stall_timeout`, and the client has read
     /// fewer than `min_progress` of them.
     ///
     /// Poll it after the stream, each time: it registers no waker for progress. The timer runs only while bytes are
-    /// available. Cancel safe.
-    pub(super) async fn stalled(&self, stall_timeout: Duration, allowance: u64, min_progress: u64) {
+    /// available.
+    pub(super) fn poll_stalled(
+        &self,
+        timer: &mut StallTimer,
+        stall_timeout: Duration,
+        allowance: u64,
+        min_progress: u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         loop {
-            poll_fn(|_| if self.undelivered() > allowance { Poll::Ready(()) } else { Poll::Pending }).await;
-            let from = self.delivered();
-            // Boxed: it is large, and most streams never need it.
-            let mut sleep = Box::pin(tokio::time::sleep(stall_timeout));
-            let is_stalled = poll_fn(|cx| {
-                let is_moving = || self.undelivered() <= allowance || self.delivered() - from >= min_progress;
-                match is_moving() {
-                    true => Poll::Ready(false),
-                    false => sleep.as_mut().poll(cx).map(|()| true),
+            let is_available = self.undelivered() > allowance;
+            match &mut timer.0 {
+                None if !is_available => return Poll::Pending,
+                none @ None => *none = Some((self.delivered(), Box::pin(tokio::time::sleep(stall_timeout)))),
+                Some((from, sleep)) if is_available && self.delivered() - *from < min_progress => {
+                    return sleep.as_mut().poll(cx);
                 }
-            });
-            if is_stalled.await {
-                return;
+                moving @ Some(_) => *moving = None,
             }
         }
     }
 }
+
+/// Timer of a client that reads nothing, and the bytes that it had read at the timer's start. Boxed: the timer is large,
+/// and most streams never need it.
+#[derive(Debug, Default)]
+pub(super) struct StallTimer(Option<(u64, Pin<Box<Sleep>>)>);
 
 /// Runs the streams of one connection. Clones share their state.
 #[derive(Clone, Debug)]
@@ -97,15 +114,34 @@ where
             tokio::spawn(stream);
             return;
         };
-        let stall_timeout = self.stall_timeout;
-        tokio::spawn(async move {
-            // Cancel safe: the stream has ended, or is to be reset.
-            tokio::select! {
-                biased;
-                _ = stream => {}
-                () = delivered.stalled(stall_timeout, 0, 1) => debug!("client stopped reading, resetting stream"),
-            }
-        });
+        let (stall_timeout, timer) = (self.stall_timeout, StallTimer::default());
+        tokio::spawn(StreamTask { stream, delivered, stall_timeout, timer });
+    }
+}
+
+pin_project! {
+    /// A stream beside the timeout of its client, as `select!` would poll the two. A type of its own: an `async` block has
+    /// room for the stream twice, 400 bytes more for each parked wait.
+    struct StreamTask<F> {
+        #[pin]
+        stream: F,
+        delivered: Arc<DeliveryProgress>,
+        stall_timeout: Duration,
+        timer: StallTimer,
+    }
+}
+
+impl<F: Future> Future for StreamTask<F> {
+    type Output = ();
+
+    /// Ends with the stream, or when the stream is to be reset, which its drop does.
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.stream.poll(cx).is_pending() {
+            ready!(this.delivered.poll_stalled(this.timer, *this.stall_timeout, 0, 1, cx));
+            debug!("client stopped reading, resetting stream");
+        }
+        Poll::Ready(())
     }
 }
 

@@ -36,15 +36,15 @@ impl ConnectionTimeouts {
     /// reset for each request: when it fires, it is set to the rest of the time.
     ///
     /// Cancel safe: a new call starts with the phase of a first head.
-    pub(super) async fn expired(self, activity: &ConnectionActivity, since: Instant) {
-        let limit = |phase| match phase {
+    pub(super) fn expired(self, activity: &ConnectionActivity, since: Instant) -> impl Future<Output = ()> {
+        let limit = move |phase| match phase {
             ConnectionPhase::ReadingHead => self.head,
             // Checked again then: HTTP/2 may end a response while the connection is not polled.
             ConnectionPhase::Responding | ConnectionPhase::Idle => self.idle,
         };
         let (mut has_requested, mut last, mut end) = (false, ConnectionPhase::ReadingHead, since + self.head);
-        let mut timer = std::pin::pin!(tokio::time::sleep_until(end.into()));
-        poll_fn(|cx| {
+        let mut timer = Box::pin(tokio::time::sleep_until(end.into()));
+        poll_fn(move |cx| {
             loop {
                 let has_begun = activity.take_has_begun();
                 has_requested |= has_begun;
@@ -67,7 +67,6 @@ impl ConnectionTimeouts {
                 timer.as_mut().reset(end.into());
             }
         })
-        .await;
     }
 
     fn phase(&self, activity: &ConnectionActivity, has_requested: bool) -> ConnectionPhase {

@@ -8,6 +8,7 @@
 //! | `timing` | the settings, and the tolerances that follow from them |
 //! | `state`, `job_index` | the memory: waits, polls, links, timers; decides nothing |
 //! | `private_states` | states that count for one wait only |
+//! | `poll_set` | the polls of a wait |
 //! | `plan` | the attach rule |
 //! | `chain` | the snapshots of an upstream that never holds |
 //! | `resolve` | the states that answer a wait: at its goal, at its deadline, or proven at its arrival |
@@ -27,6 +28,7 @@ mod invariants;
 mod job_index;
 mod plan;
 mod poll_result;
+mod poll_set;
 mod private_states;
 mod resolve;
 mod settle;

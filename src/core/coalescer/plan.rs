@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::Coalescer;
 use super::chain::{ChainLink, may_attach_to_snapshot};
 use super::poll_result::Landing;
+use super::poll_set::PollSet;
 use super::state::{AttemptState, Poll, Wait, WaitPhase};
 use super::timing::Timing;
 use super::types::{Cause, Output, PollId, PollSpec, Proof, WaitId};
@@ -19,7 +20,7 @@ use crate::core::route::Goal;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct AttachPlan {
     /// Open polls that the wait is attached to from now on, and no others.
-    attach: BTreeSet<PollId>,
+    attach: PollSet,
     /// Jobs of each poll that the wait opens.
     open: Vec<JobSet>,
 }
@@ -60,7 +61,7 @@ pub(super) fn plan<'p>(
         many.extend(wait.spec.jobs.iter().map(coverage));
         &mut many
     };
-    let (mut attach, mut has_own) = (BTreeSet::new(), false);
+    let (mut attach, mut has_own) = (PollSet::default(), false);
     for (poll_id, poll) in polls.filter(|(_, poll)| may_attach(poll, id, wait, timing)) {
         let is_full = match timing.pace {
             Some(_) => true, // the chain goes on while the wait is attached

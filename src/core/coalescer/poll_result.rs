@@ -131,7 +131,7 @@ impl Coalescer {
         let (domain, opener) = (poll.spec.domain, poll.opener);
         let next_poll_at = (poll.opened_at + self.timing.min_repoll_interval())
             .max(poll.retry_after.map_or(now, |(_, until)| until));
-        let (mut affected, mut newly) = (poll.waits.iter().copied().collect::<Vec<_>>(), Vec::new());
+        let (mut affected, mut interested) = (poll.waits.iter().copied().collect::<Vec<_>>(), Vec::new());
         let landing = states.first().map(|state| Landing {
             opener,
             head: Arc::clone(&state.head),
@@ -143,9 +143,9 @@ impl Coalescer {
                 self.give_to_latecomers(id, &state);
                 self.state.learn(domain, state);
                 // P1: the state answers every wait of the key on this job, also those on other polls.
-                let answered = self.newly_answered(domain, &job);
-                affected.extend(&answered);
-                newly.push((job, answered));
+                let waits: Vec<WaitId> = self.state.job_index().interested(domain, &job).collect();
+                affected.extend(&waits);
+                interested.push((job, waits));
             } else {
                 self.state.deliver_unknown_status(id, &state, now);
             }
@@ -159,12 +159,14 @@ impl Coalescer {
         }
         affected.sort(); // A stable sort is linear here: the parts are sorted.
         affected.dedup();
-        for wait in affected {
-            self.settle_if_answered(wait, landing.as_ref(), now);
-        }
-        // Waits that still lack other jobs are not looked up for this one again.
-        for (job, waits) in newly {
-            waits.into_iter().for_each(|wait| self.state.clear_interest(wait, &job));
+        affected.retain(|wait| !self.settle_if_answered(*wait, landing.as_ref(), now));
+        // Mostly no wait is left. The others still lack other jobs, and are not looked up for these ones again.
+        interested.retain(|_| !affected.is_empty());
+        for (job, waits) in interested {
+            let seen = self.state.job_index().state(domain, &job);
+            let waits = waits.into_iter().filter(|wait| affected.binary_search(wait).is_ok());
+            let answered = self.answered_by(seen, &job, waits);
+            answered.into_iter().for_each(|wait| self.state.clear_interest(wait, &job));
         }
         let Some(poll) = self.state.poll(id) else { return };
         if is_too_early && !poll.waits.is_empty() {
@@ -212,11 +214,20 @@ impl Coalescer {
     /// Returns the waits that the last state of this job answers, as far as this job goes.
     pub(super) fn newly_answered(&self, domain: KeyDomain, job: &JobId) -> Vec<WaitId> {
         let index = self.state.job_index();
-        let seen = index.state(domain, job);
+        self.answered_by(index.state(domain, job), job, index.interested(domain, job))
+    }
+
+    /// Returns those of the waits that this state of a job answers, as far as this job goes.
+    fn answered_by(
+        &self,
+        seen: Option<&JobState>,
+        job: &JobId,
+        waits: impl Iterator<Item = WaitId>,
+    ) -> Vec<WaitId> {
         let is_answered = |id: &WaitId| {
             self.state.wait(*id).is_some_and(|wait| self.reached_state_with(wait, job, seen).is_some())
         };
-        index.interested(domain, job).filter(is_answered).collect()
+        waits.filter(is_answered).collect()
     }
 
     /// Settles the waits on exactly the jobs, endpoint and goal of the poll (P3). The others ask for themselves.

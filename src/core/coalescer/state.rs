@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::chain::ChainLink;
 use super::job_index::JobIndex;
+use super::poll_set::PollSet;
 use super::private_states::PrivateStates;
 use super::timing::Timing;
 use super::types::{Cause, Failure, LastFailure, PollId, PollSpec, Proof, WaitId, WaitSpec};
@@ -17,7 +18,7 @@ use crate::core::route::Goal;
 pub(super) struct Wait {
     pub(super) spec: WaitSpec,
     pub(super) phase: WaitPhase,
-    pub(super) attached_polls: BTreeSet<PollId>,
+    pub(super) attached_polls: PollSet,
     /// Whether the wait has opened a poll.
     pub(super) opened: bool,
     /// Whether an answer on its jobs could not be split. From then on only a poll for exactly its set, at its own
@@ -44,7 +45,7 @@ impl Wait {
             current_goal: spec.goal,
             spec,
             phase: WaitPhase::Waiting,
-            attached_polls: BTreeSet::new(),
+            attached_polls: PollSet::default(),
             opened: false,
             exact_set_only: false,
             was_shed: false,
@@ -280,8 +281,7 @@ impl CoalescerState {
         debug_assert!(before.is_none(), "{id:?} joined twice");
     }
 
-    /// Removes a wait and detaches it from its polls. They are still in its `attached_polls`, so that the caller can let
-    /// them linger.
+    /// Removes a wait and detaches it from its polls, which stay in its `attached_polls`: the caller lets them linger.
     pub(super) fn remove_wait(&mut self, id: WaitId) -> Option<Wait> {
         let wait = self.waits.remove(&id)?;
         self.timers.remove(&(wait.due, TimerOwner::Wait(id)));
@@ -339,7 +339,7 @@ impl CoalescerState {
         }
         for wait in &poll.waits {
             if let Some(wait) = self.waits.get_mut(wait) {
-                wait.attached_polls.remove(&id);
+                wait.attached_polls.remove(id);
             }
         }
         self.job_index.remove_poll(id, &poll.spec);
@@ -358,10 +358,10 @@ impl CoalescerState {
     }
 
     /// Attaches a wait to exactly these polls. Returns the polls that it is detached from.
-    pub(super) fn set_attached(&mut self, id: WaitId, polls: BTreeSet<PollId>) -> Vec<PollId> {
+    pub(super) fn set_attached(&mut self, id: WaitId, polls: PollSet) -> Vec<PollId> {
         let Some(wait) = self.waits.get_mut(&id) else { return Vec::new() };
         let before = std::mem::replace(&mut wait.attached_polls, polls.clone());
-        let detached: Vec<PollId> = before.difference(&polls).copied().collect();
+        let detached: Vec<PollId> = before.into_iter().filter(|poll| !polls.contains(poll)).collect();
         for poll in &detached {
             if let Some(poll) = self.polls.get_mut(poll) {
                 poll.waits.remove(&id);
@@ -385,7 +385,7 @@ impl CoalescerState {
 
     pub(super) fn detach(&mut self, id: WaitId, poll_id: PollId) {
         if let Some(wait) = self.waits.get_mut(&id) {
-            wait.attached_polls.remove(&poll_id);
+            wait.attached_polls.remove(poll_id);
         }
         if let Some(poll) = self.polls.get_mut(&poll_id) {
             poll.waits.remove(&id);
