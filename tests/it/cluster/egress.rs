@@ -19,6 +19,8 @@ use crate::harness::process::{TestEnv, completed_target};
 const WAITS: usize = 20;
 /// Time that a busy machine may add to a bound of zero.
 const NOISE: Duration = Duration::from_millis(200);
+/// Like [`NOISE`], for the way of a poll to a sibling: a failure, three messages and a connection.
+const TAKEOVER_NOISE: Duration = Duration::from_millis(500);
 
 /// A proxy in front of the upstream that closes the connections of one process. All gateways have the same address of the
 /// upstream: it is a part of the identity of their cluster.
@@ -126,7 +128,8 @@ async fn a_holder_that_cannot_reach_the_upstream_delays_no_wait_and_costs_one_fu
              {} polls of 2",
             replicas.polls("a")
         );
-        assert!(taken_over.max(late).max(own) <= NOISE, "{taken_over:?} {late:?} {own:?}");
+        assert!(taken_over <= TAKEOVER_NOISE, "{taken_over:?}");
+        assert!(late.max(own) <= NOISE, "{late:?} {own:?}");
         assert_eq!(replicas.polls("a"), 2, "{:#?}", replicas.env.sim.requests());
     }
 }
