@@ -8,6 +8,7 @@ use std::time::Duration;
 use clipgate::sim::{Fault, FaultTarget, SimOptions};
 use clipgate::testing::clock;
 use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio_util::task::AbortOnDropHandle;
@@ -20,65 +21,89 @@ const WAITS: usize = 20;
 /// Time that a busy machine may add to a bound of zero.
 const NOISE: Duration = Duration::from_millis(200);
 
-/// A proxy in front of the upstream that closes the connections of one process. All gateways have the same address of the
-/// upstream: it is a part of the identity of their cluster.
+/// A proxy in front of the upstream that can close the connections of one poll. All gateways have the same address of the
+/// upstream, which is a part of the identity of their cluster; a poll has the same trace id in all attempts.
 struct UpstreamProxy {
     address: SocketAddr,
-    shared: Arc<UpstreamConnections>,
+    requests: Arc<ProxiedRequests>,
     _accepting: AbortOnDropHandle<()>,
 }
 
 #[derive(Default)]
-struct UpstreamConnections {
-    cut_off: Mutex<Option<u32>>,
-    open: Mutex<Vec<(SocketAddr, AbortHandle)>>,
+struct ProxiedRequests {
+    /// Trace ids of the polls that reach the upstream no more.
+    cut_off: Mutex<Vec<String>>,
+    /// Last request of each connection, and the connection.
+    last: Mutex<Vec<(Arc<Mutex<String>>, AbortHandle)>>,
 }
 
 impl UpstreamProxy {
     async fn start(upstream: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(UpstreamConnections::default());
+        let requests = Arc::new(ProxiedRequests::default());
         let accepting = tokio::spawn({
-            let shared = Arc::clone(&shared);
+            let requests = Arc::clone(&requests);
             async move {
-                while let Ok((mut client, peer)) = listener.accept().await {
-                    if shared.cut_off.lock().is_some_and(|pid| has_socket(pid, [peer, address])) {
-                        continue;
-                    }
-                    let way = tokio::spawn(async move {
-                        let mut upstream = TcpStream::connect(upstream).await.unwrap();
-                        let _ = tokio::io::copy_bidirectional(&mut client, &mut upstream).await;
-                    });
-                    shared.open.lock().push((peer, way.abort_handle()));
+                while let Ok((client, _)) = listener.accept().await {
+                    let last = Arc::new(Mutex::new(String::new()));
+                    let way = forward(client, upstream, Arc::clone(&requests), Arc::clone(&last));
+                    let way = tokio::spawn(way).abort_handle();
+                    requests.last.lock().push((last, way));
                 }
             }
         });
-        Self { address, shared, _accepting: AbortOnDropHandle::new(accepting) }
+        Self { address, requests, _accepting: AbortOnDropHandle::new(accepting) }
     }
 
-    /// Closes the connections of a process, and all that it opens later.
-    fn cut_off(&self, pid: u32) {
-        *self.shared.cut_off.lock() = Some(pid);
-        for (peer, way) in &*self.shared.open.lock() {
-            if has_socket(pid, [*peer, self.address]) {
+    /// Closes the connection of the poll for this job, and those of its later attempts.
+    fn cut_off(&self, id: &str) {
+        let target = completed_target(id);
+        for (last, way) in &*self.requests.last.lock() {
+            let request = last.lock();
+            if request.contains(&target) {
+                self.requests.cut_off.lock().push(trace_id(&request).to_owned());
                 way.abort();
             }
         }
     }
 }
 
-/// Returns whether a process has the socket with this local and this remote address.
-fn has_socket(pid: u32, addresses: [SocketAddr; 2]) -> bool {
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let [local, remote] = addresses.map(|address| format!(":{:04X}", address.port()));
-    let sockets = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    // Closed connections are in the table too, without a socket.
-    let same = sockets.filter(|fields| fields[1].ends_with(&local) && fields[2].ends_with(&remote));
-    let links: Vec<String> = same.map(|fields| format!("socket:[{}]", fields[9])).collect();
-    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let mut targets = files.filter_map(|file| std::fs::read_link(file.path()).ok());
-    targets.any(|to| links.iter().any(|link| to.as_os_str() == &**link))
+fn trace_id(request: &str) -> &str {
+    let (_, rest) = request.split_once("traceparent: 00-").expect("a poll has a trace id");
+    &rest[..32]
+}
+
+async fn forward(
+    client: TcpStream,
+    upstream: SocketAddr,
+    requests: Arc<ProxiedRequests>,
+    last: Arc<Mutex<String>>,
+) {
+    let upstream = TcpStream::connect(upstream).await.unwrap();
+    let (mut client_reads, mut client_writes) = client.into_split();
+    let (mut upstream_reads, mut upstream_writes) = upstream.into_split();
+    let sends = async {
+        let mut request = Vec::new();
+        while client_reads.read_buf(&mut request).await.is_ok_and(|taken| taken > 0) {
+            if !request.ends_with(b"\r\n\r\n") {
+                continue;
+            }
+            let text = String::from_utf8(std::mem::take(&mut request)).unwrap();
+            if requests.cut_off.lock().iter().any(|id| id == trace_id(&text)) {
+                return;
+            }
+            last.lock().clone_from(&text);
+            if upstream_writes.write_all(text.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    };
+    // Cancel safe: both directions end with the connection.
+    tokio::select! {
+        () = sends => {}
+        _ = tokio::io::copy(&mut upstream_reads, &mut client_writes) => {}
+    }
 }
 
 /// Starts two replicas behind a proxy.
@@ -110,7 +135,7 @@ async fn a_holder_that_cannot_reach_the_upstream_delays_no_wait_and_costs_one_fu
     for completes_at_once in [true, false] {
         let (replicas, proxy) = with_a_proxy().await;
         let mut waits = replicas.park("a", WAITS).await;
-        proxy.cut_off(replicas.all[0].process.pid());
+        proxy.cut_off("a");
         let cut = clock::now();
         if completes_at_once {
             replicas.env.sim.set_status("a", "completed");
