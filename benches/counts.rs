@@ -13,6 +13,7 @@ mod gateway_fixture;
 use std::hint::black_box;
 
 use clipgate::core::coalescer::WaitId;
+use clipgate::testing::config::Share;
 use gungraun::{
     Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
 };
@@ -72,6 +73,36 @@ fn a_hit_over_http1(mut fixture: GatewayFixture) -> GatewayFixture {
     fixture
 }
 
+// One of several replicas: the budget is that of a single gateway. One run was within 1.5 % of it, with shared quotas too.
+#[library_benchmark]
+#[bench::without_quotas(args = (GatewayFixture::of_replica(&[Share::Jobs, Share::Polls])), config = budget(counted::HITS))]
+#[bench::with_quotas(
+    args = (GatewayFixture::of_replica(&[Share::Jobs, Share::Polls, Share::Quotas])),
+    config = budget(counted::HITS)
+)]
+fn a_hit_at_a_replica(mut fixture: GatewayFixture) -> GatewayFixture {
+    for _ in 0..REPETITIONS {
+        black_box(fixture.hit());
+    }
+    fixture
+}
+
+#[library_benchmark]
+#[bench::without_quotas(
+    args = (GatewayFixture::of_replica(&[Share::Jobs, Share::Polls])),
+    config = budget(counted::HITS_OVER_HTTP1)
+)]
+#[bench::with_quotas(
+    args = (GatewayFixture::of_replica(&[Share::Jobs, Share::Polls, Share::Quotas])),
+    config = budget(counted::HITS_OVER_HTTP1)
+)]
+fn a_hit_over_http1_at_a_replica(mut fixture: GatewayFixture) -> GatewayFixture {
+    for _ in 0..REPETITIONS {
+        black_box(fixture.hit_over_http1());
+    }
+    fixture
+}
+
 #[library_benchmark(config = budget(counted::PASSES))]
 #[bench::hundred(GatewayFixture::with_fixed_upstream())]
 fn a_pass(mut fixture: GatewayFixture) -> GatewayFixture {
@@ -125,6 +156,16 @@ fn a_landing(mut crowd: Crowd) -> Crowd {
     crowd
 }
 
-library_benchmark_group!(name = hit, benchmarks = [a_hit, a_hit_over_http1, a_hit_over_http2, a_pass]);
+library_benchmark_group!(
+    name = hit,
+    benchmarks = [
+        a_hit,
+        a_hit_at_a_replica,
+        a_hit_over_http1,
+        a_hit_over_http1_at_a_replica,
+        a_hit_over_http2,
+        a_pass
+    ]
+);
 library_benchmark_group!(name = coalescer, benchmarks = [a_join, a_leave, a_landing]);
 main!(library_benchmark_groups = [hit, coalescer]);

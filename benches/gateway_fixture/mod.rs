@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clipgate::sim::{Sim, SimOptions};
 use clipgate::testing::clock;
-use clipgate::testing::config::{Config, Listen};
+use clipgate::testing::config::{ClusterConfig, Config, EngineUrl, Listen, Share};
 use clipgate::testing::gateway::Gateway;
 use clipgate::testing::protocol::request::{ForwardedChain, Peer, RequestCtx, RequestId};
 use clipgate::testing::server::{Listener, Server, tcp_address};
@@ -43,11 +43,27 @@ pub struct GatewayFixture {
     response: Vec<u8>,
     _log: log::Handle,
     _registry: Registry,
+    _engine: Option<std::net::TcpListener>,
 }
 
 impl GatewayFixture {
     /// Creates a fixture, and sends enough requests that caches and tables are filled and connections are open.
     pub fn new() -> Self {
+        Self::with_hits(None)
+    }
+
+    /// Like [`Self::new`], with siblings that share this. The engine accepts a connection and never answers: the beats of a
+    /// link would count too.
+    pub fn of_replica(share: &[Share]) -> Self {
+        let engine = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a socket");
+        let port = engine.local_addr().expect("a bound socket has an address").port();
+        let host = "127.0.0.1".to_owned();
+        let url = EngineUrl { is_tls: false, host, port, user: None, password: None, database: 0 };
+        let cluster = ClusterConfig { urls: vec![url], share: share.to_vec(), ..ClusterConfig::default() };
+        Self { _engine: Some(engine), ..Self::with_hits(Some(cluster)) }
+    }
+
+    fn with_hits(cluster: Option<ClusterConfig>) -> Self {
         let runtime = runtime();
         let address = runtime.block_on(async {
             let upstream = TcpListener::bind(("127.0.0.1", 0)).await.expect("a socket");
@@ -57,7 +73,7 @@ impl GatewayFixture {
             tokio::spawn(sim.serve(upstream, std::future::pending()));
             address
         });
-        let mut fixture = Self::start(runtime, address);
+        let mut fixture = Self::start(runtime, address, cluster);
         fixture.body = fixture.hit();
         for _ in 0..WARM_UP {
             fixture.hit();
@@ -73,7 +89,7 @@ impl GatewayFixture {
 
     /// Creates a fixture whose upstream answers every request with the same bytes.
     pub fn with_fixed_upstream() -> Self {
-        let mut fixture = Self::start(runtime(), fixed_upstream());
+        let mut fixture = Self::start(runtime(), fixed_upstream(), None);
         fixture.body = Bytes::from(FIXED_BODY.repeat(64));
         for _ in 0..WARM_UP {
             fixture.pass_over_http1();
@@ -83,8 +99,8 @@ impl GatewayFixture {
         fixture
     }
 
-    fn start(runtime: Runtime, upstream: SocketAddr) -> Self {
-        let mut config = Config::default();
+    fn start(runtime: Runtime, upstream: SocketAddr, cluster: Option<ClusterConfig>) -> Self {
+        let mut config = Config { cluster, ..Config::default() };
         config.limits.requests_per_second = 1_000_000;
         config.limits.burst = 1_000_000;
         config.limits.calls_per_second = 1_000_000;
@@ -122,6 +138,7 @@ impl GatewayFixture {
             response,
             _log: log,
             _registry: registry,
+            _engine: None,
         }
     }
 
