@@ -121,7 +121,7 @@ where
 
 pin_project! {
     /// A stream beside the timeout of its client, as `select!` would poll the two. A type of its own: an `async` block has
-    /// room for the stream twice, 400 bytes more for each parked wait.
+    /// room for the stream twice, 512 bytes more for each parked wait.
     struct StreamTask<F> {
         #[pin]
         stream: F,
