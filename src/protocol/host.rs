@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_host_is_what_the_parser_of_authorities_accepts() {
+    fn the_parser_of_authorities_accepts_each_plain_host() {
         for seed in 0..20_000 {
             let mut rng = fastrand::Rng::with_seed(seed);
             let alphabet = b"a0-.:@[]_%/ \"\\9";
