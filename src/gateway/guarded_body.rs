@@ -1,6 +1,6 @@
 //! Bodies that keep the slot of their request until they end, and break off once the client's access is revoked.
 //!
-//! Most requests end at once. To be notified of a reload costs such a request 4 % of its instructions. So only a request
+//! Most requests end at once. To be notified of a reload costs such a request 3 % of its instructions. So only a request
 //! that has to wait is notified.
 
 use std::pin::Pin;

@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
+use http::header::{FORWARDED, HeaderMap};
 use http::uri::Authority;
 use ipnet::IpNet;
 
+use super::added_fields::AddedFields;
 use super::client_ip::{Hop, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, client_hop, trusted_hops};
 use super::peer::{Peer, push_address};
-use super::spoofed_headers::strip_spoofable;
 
 /// The connection's peer, and the hops before it that a trusted peer reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,32 +80,23 @@ impl ForwardedChain {
     }
 
     /// Writes `Forwarded` (RFC 7239) and `X-Forwarded-For` with the peer as the last hop, and `X-Forwarded-Proto` and
-    /// `-Host` of the client. Removes all other fields that could be taken for such a report.
+    /// `-Host` of the client. The caller removes the client's own, and all fields that could be taken for such a report.
     ///
     /// `is_tls` and `host` describe the request on the gateway's own connection.
-    pub fn write(&self, headers: &mut HeaderMap, is_tls: bool, host: Option<&Authority>) {
-        strip_spoofable(headers);
-        let last = Hop { address: self.peer.ip(), is_https: Some(is_tls), host: host.cloned() };
+    pub(crate) fn write(&self, fields: &mut AddedFields, is_tls: bool, host: Option<&str>) {
         let (mut forwarded, mut x_forwarded_for) = (String::with_capacity(96), String::with_capacity(48));
-        for hop in self.hops.iter().chain([&last]) {
-            if !x_forwarded_for.is_empty() {
-                forwarded.push_str(", ");
-                x_forwarded_for.push_str(", ");
-            }
-            let node = x_forwarded_for.len();
-            hop.write_node(&mut x_forwarded_for);
-            hop.write_element(&x_forwarded_for[node..], &mut forwarded);
+        for hop in &self.hops {
+            let host = hop.host.as_ref().map(Authority::as_str);
+            write_hop(hop.address, hop.is_https, host, &mut forwarded, &mut x_forwarded_for);
+            forwarded.push_str(", ");
+            x_forwarded_for.push_str(", ");
         }
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto(self.is_https.unwrap_or(is_tls))));
-        let mut insert = |name: HeaderName, text: &str| {
-            if let Ok(value) = HeaderValue::from_str(text) {
-                headers.insert(name, value);
-            }
-        };
-        insert(FORWARDED, &forwarded);
-        insert(X_FORWARDED_FOR, &x_forwarded_for);
-        if let Some(host) = self.host.as_ref().or(host) {
-            insert(X_FORWARDED_HOST, host.as_str());
+        write_hop(self.peer.ip(), Some(is_tls), host, &mut forwarded, &mut x_forwarded_for);
+        fields.push_text(&X_FORWARDED_PROTO, &[proto(self.is_https.unwrap_or(is_tls))]);
+        fields.push_text(&FORWARDED, &[&forwarded]);
+        fields.push_text(&X_FORWARDED_FOR, &[&x_forwarded_for]);
+        if let Some(host) = self.host.as_ref().map(Authority::as_str).or(host) {
+            fields.push_text(&X_FORWARDED_HOST, &[host]);
         }
     }
 }
@@ -118,31 +109,31 @@ pub(crate) fn is_proxied(headers: &HeaderMap) -> bool {
         || OTHERS.iter().any(|name| headers.contains_key(*name))
 }
 
-impl Hop {
-    fn write_node(&self, text: &mut String) {
-        match self.address {
-            Some(ip) => push_address(text, ip),
-            None => text.push_str("unknown"),
-        }
+/// Writes an element of `Forwarded` and one of `X-Forwarded-For`.
+fn write_hop(
+    address: Option<IpAddr>,
+    is_https: Option<bool>,
+    host: Option<&str>,
+    forwarded: &mut String,
+    x_forwarded_for: &mut String,
+) {
+    let node = x_forwarded_for.len();
+    match address {
+        Some(ip) => push_address(x_forwarded_for, ip),
+        None => x_forwarded_for.push_str("unknown"),
     }
-
-    /// Writes an element of `Forwarded`. `node` is the text of [`Self::write_node`].
-    fn write_element(&self, node: &str, text: &mut String) {
-        let (before, after) =
-            if matches!(self.address, Some(IpAddr::V6(_))) { ("\"[", "]\"") } else { ("", "") };
-        text.push_str("for=");
-        text.push_str(before);
-        text.push_str(node);
-        text.push_str(after);
-        if let Some(is_https) = self.is_https {
-            text.push_str(";proto=");
-            text.push_str(proto(is_https));
-        }
-        if let Some(host) = &self.host {
-            text.push_str(";host=\"");
-            text.push_str(host.as_str()); // a valid host has neither quotes nor backslashes
-            text.push('"');
-        }
+    let (before, after) = if matches!(address, Some(IpAddr::V6(_))) { ("\"[", "]\"") } else { ("", "") };
+    for text in ["for=", before, &x_forwarded_for[node..], after] {
+        forwarded.push_str(text);
+    }
+    if let Some(is_https) = is_https {
+        forwarded.push_str(";proto=");
+        forwarded.push_str(proto(is_https));
+    }
+    if let Some(host) = host {
+        forwarded.push_str(";host=\"");
+        forwarded.push_str(host); // a valid host has neither quotes nor backslashes
+        forwarded.push('"');
     }
 }
 
@@ -152,9 +143,12 @@ fn proto(is_https: bool) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
     use crate::protocol::client_ip::{MAX_HOPS, MAX_HOST_BYTES};
     use crate::protocol::header_map as map;
+    use crate::protocol::spoofed_headers::strip_spoofable;
 
     const PROXY: &str = "10.0.0.1:99";
 
@@ -193,7 +187,10 @@ mod tests {
             ("x-real-ip", "1.1.1.1"),
             ("true-client-ip", "1.1.1.1"),
         ]);
-        chain.write(&mut headers, is_tls, host.map(Authority::from_static).as_ref());
+        strip_spoofable(&mut headers);
+        let mut fields = AddedFields::new();
+        chain.write(&mut fields, is_tls, host);
+        fields.move_into(&mut headers);
         headers
     }
 

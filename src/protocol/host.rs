@@ -15,6 +15,26 @@ pub(crate) fn requested_host(uri: &Uri, headers: &HeaderMap) -> Option<Authority
     Authority::try_from(field.as_bytes()).ok().filter(is_host)
 }
 
+/// Like [`requested_host`], without a copy.
+pub(crate) fn requested_host_text<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
+    if let Some(authority) = uri.authority() {
+        return is_host(authority).then(|| authority.as_str());
+    }
+    let field = single_value(headers, &header::HOST)?;
+    let is_valid = || Authority::try_from(field.as_bytes()).is_ok_and(|host| is_host(&host));
+    (is_plain_host(field.as_bytes()) || is_valid()).then(|| field.to_str().ok()).flatten()
+}
+
+/// Returns whether the value is a name or an IPv4 address, with or without a port of at most four digits. Nearly all
+/// values are, and are then valid. [`Authority`] decides about the others, at ten times the cost.
+fn is_plain_host(value: &[u8]) -> bool {
+    let name =
+        value.iter().take_while(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-')).count();
+    let (name, port) = value.split_at(name);
+    let is_port = |digits: &[u8]| (1..=4).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
+    !name.is_empty() && (port.is_empty() || port.strip_prefix(b":").is_some_and(is_port))
+}
+
 /// Returns whether `Host` is one valid field, or missing where the version allows that. All other requests must be
 /// rejected (RFC 9112 §3.2). An empty field is valid and names no host.
 pub(crate) fn has_valid_host(version: Version, headers: &HeaderMap) -> bool {
@@ -23,6 +43,7 @@ pub(crate) fn has_valid_host(version: Version, headers: &HeaderMap) -> bool {
         (None, _) => version != Version::HTTP_11,
         (Some(field), None) => {
             field.is_empty()
+                || is_plain_host(field.as_bytes())
                 || Authority::try_from(field.as_bytes()).is_ok_and(|host| !host.as_str().contains('@'))
         }
         (Some(_), Some(_)) => false,
@@ -60,6 +81,24 @@ mod tests {
         assert_eq!(host("/x", &[("host", "user@a")]), None);
         assert_eq!(host("/x", &[("host", "a\";for=b")]), None);
         assert_eq!(host("/x", &[("host", "")]), None);
+    }
+
+    #[test]
+    fn the_parser_of_authorities_accepts_each_plain_host() {
+        for seed in 0..20_000 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let alphabet = b"a0-.:@[]_%/ \"\\9";
+            let text: Vec<u8> = (0..rng.usize(..9)).map(|_| alphabet[rng.usize(..alphabet.len())]).collect();
+            let parsed = Authority::try_from(text.as_slice()).ok().filter(is_host);
+            assert!(!is_plain_host(&text) || parsed.is_some(), "{}", text.escape_ascii());
+            let Ok(value) = http::HeaderValue::from_bytes(&text) else { continue };
+            let headers = HeaderMap::from_iter([(header::HOST, value)]);
+            let uri = Uri::from_static("/");
+            let (host, plain) = (requested_host(&uri, &headers), requested_host_text(&uri, &headers));
+            assert_eq!(host.as_ref().map(Authority::as_str), plain);
+        }
+        assert!([&b"a"[..], b"a.b-c", b"1.2.3.4", b"a:80"].iter().all(|host| is_plain_host(host)));
+        assert!([&b""[..], b"a:", b":80", b"a:b", b"[::1]"].iter().all(|host| !is_plain_host(host)));
     }
 
     #[test]

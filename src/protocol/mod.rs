@@ -6,6 +6,7 @@
 //!            upstream ─▶ stored_headers ─▶ via ─▶ client              of a job, now or from the cache
 //! ```
 
+pub(crate) mod added_fields;
 pub(crate) mod allowed_host;
 pub(crate) mod body;
 mod client_ip;

@@ -53,11 +53,11 @@ use crate::protocol::request::RequestCtx;
 use crate::telemetry::metrics::RouteLabel;
 
 /// Most answers of one thread.
-const MAX_ENTRIES: usize = 4096;
+const MAX_ENTRIES: usize = 1024;
 
 /// Most bytes of keys, headers and bodies of one thread. States that the cache has evicted may add as many, until their
 /// requests come again.
-const MAX_BYTES: usize = 8 << 20;
+const MAX_BYTES: usize = 4 << 20;
 
 /// A nearly full table admits one of so many requests, whose answer replaces others. Where more requests come in turn than
 /// fit, most of its answers stay until they are asked for again, and most other requests cost no more than without it.
@@ -78,7 +78,7 @@ const TOUCH_HITS: u32 = 64;
 const TOUCH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Requests that a thread remembers to keep an answer only the second time: most jobs are read once.
-const REMEMBERED: usize = 16 << 10;
+const REMEMBERED: usize = 4096;
 
 thread_local! {
     static TABLE: RefCell<Table> = RefCell::new(Table::new());

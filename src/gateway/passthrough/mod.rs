@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as HttpBody;
@@ -36,16 +36,21 @@ use self::download::DownloadBody;
 pub(super) use self::slots::{PassthroughSlot, PassthroughSlots, SlotError};
 use self::upload::{UploadBody, UploadFailure, UploadProgress};
 use crate::auth::Credential;
+use crate::gateway::response::X_REQUEST_ID;
+use crate::protocol::added_fields::AddedFields;
 use crate::protocol::body::{Body, BoxError};
 use crate::protocol::cookies::join_cookie_fields;
 use crate::protocol::field_value::tokens;
 use crate::protocol::hop_by_hop::strip_hop_by_hop;
-use crate::protocol::host::{is_same_host_port, requested_host};
+use crate::protocol::host::{is_same_host_port, requested_host_text};
 use crate::protocol::request::RequestCtx;
-use crate::protocol::via::{append_via, decrement_max_forwards};
+use crate::protocol::spoofed_headers::strip_spoofable;
+use crate::protocol::via::{append_via, decrement_max_forwards, via_member};
 use crate::telemetry::metrics::{CallCause, CallError, CallKind, Code, Metrics};
 use crate::telemetry::trace::RequestSpan;
-use crate::upstream::client::{BadTarget, Client, ResponseBody, SendError, UpgradedStream, UpstreamUpgrade};
+use crate::upstream::client::{
+    BadTarget, Client, OutgoingRequest, ResponseBody, SendError, UpgradedStream, UpstreamUpgrade,
+};
 
 mod download;
 mod handler;
@@ -55,8 +60,6 @@ mod upload;
 /// Time after which a request without a response ends if its client's access is revoked. Most are answered before, so
 /// that they need one timer only.
 const UNWATCHED: Duration = Duration::from_millis(500);
-/// Most fields that the gateway adds to the head of a request.
-const MAX_ADDED_FIELDS: usize = 9;
 
 #[derive(Clone)]
 pub(super) struct Passthrough {
@@ -189,8 +192,7 @@ impl Passthrough {
         let downstream = hyper::upgrade::on(&mut request);
 
         let is_lent = account.is_lent;
-        let (mut request, progress) = self.upstream_request(request, uri, ctx, account, upgrade.as_ref());
-        span.write(request.headers_mut());
+        let (request, progress) = self.upstream_request(request, uri, ctx, account, span, upgrade.as_ref());
         let mut call = self.metrics.upstream.call(CallKind::Passthrough, CallCause::Passthrough);
         let sent = match upgrade {
             Some(_) => self.response_head(&progress, self.client.send_upgrade(request), revoked).await,
@@ -215,16 +217,17 @@ impl Passthrough {
         uri: Uri,
         ctx: &RequestCtx,
         account: UpstreamAccount,
+        span: &RequestSpan,
         upgrade: Option<&HeaderValue>,
-    ) -> (Request<Body>, Arc<UploadProgress>)
+    ) -> (OutgoingRequest, Arc<UploadProgress>)
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let host = requested_host(request.uri(), request.headers());
         let (parts, body) = request.into_parts();
-        let mut headers = parts.headers;
-        headers.reserve(MAX_ADDED_FIELDS);
+        let (mut headers, mut added) = (parts.headers, AddedFields::new());
+        let host = requested_host_text(&parts.uri, &headers);
+        ctx.forwarded.write(&mut added, ctx.is_tls, host);
         strip_hop_by_hop(&mut headers);
         headers.remove(header::HOST); // `upstream/client` adds the upstream's
         set_framing(&mut headers, &parts.method, &body);
@@ -238,9 +241,11 @@ impl Passthrough {
         if let Some(credential) = &account.credential {
             credential.replace_in(&mut headers);
         }
-        headers.insert(HeaderName::from_static("x-request-id"), ctx.id.value().clone());
-        ctx.forwarded.write(&mut headers, ctx.is_tls, host.as_ref());
-        append_via(&mut headers, parts.version);
+        strip_spoofable(&mut headers);
+        headers.remove(&X_REQUEST_ID);
+        added.push(&X_REQUEST_ID, ctx.id.value());
+        added.push_text(&header::VIA, &[via_member(parts.version)]);
+        span.add(&mut headers, &mut added);
         if let Some(protocols) = upgrade {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(header::UPGRADE, protocols.clone());
@@ -257,7 +262,7 @@ impl Passthrough {
         *request.method_mut() = parts.method;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        (request, progress)
+        (OutgoingRequest { request, added }, progress)
     }
 
     /// Waits for the head of the response until `head_timeout` after the last progress of the upload.

@@ -7,6 +7,8 @@ use std::str::FromStr as _;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
+use crate::protocol::added_fields::AddedFields;
+
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
@@ -33,6 +35,13 @@ impl TraceContext {
 
     /// Replaces `traceparent` and `tracestate`.
     pub fn write(&self, headers: &mut HeaderMap) {
+        let mut fields = AddedFields::default();
+        self.add(headers, &mut fields);
+        fields.move_into(headers);
+    }
+
+    /// Replaces `traceparent` and `tracestate` of a head to which `fields` are added.
+    pub(crate) fn add(&self, headers: &mut HeaderMap, fields: &mut AddedFields) {
         let Self(context) = self;
         let (trace, span, flags) = (context.trace_id(), context.span_id(), context.trace_flags().to_u8());
         let mut parent = *b"00-00000000000000000000000000000000-0000000000000000-00";
@@ -40,11 +49,14 @@ impl TraceContext {
         for (digits, bytes) in parts {
             hex::encode_to_slice(bytes, &mut parent[digits]).expect("the range has two digits per byte");
         }
-        headers.insert(TRACEPARENT, HeaderValue::from_bytes(&parent).expect("hex digits are a header value"));
-        let state = context.trace_state().header();
-        match HeaderValue::try_from(state) {
-            Ok(state) if !state.is_empty() => drop(headers.insert(TRACESTATE, state)),
-            Ok(_) | Err(_) => drop(headers.remove(TRACESTATE)),
+        headers.remove(TRACEPARENT);
+        headers.remove(TRACESTATE);
+        fields.push_text(&TRACEPARENT, &[std::str::from_utf8(&parent).expect("hex digits are text")]);
+        if *context.trace_state() != TraceState::NONE {
+            let state = context.trace_state().header();
+            if !state.is_empty() {
+                fields.push_text(&TRACESTATE, &[&state]);
+            }
         }
     }
 }

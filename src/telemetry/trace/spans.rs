@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::context::TraceContext;
 use crate::core::job::KeyDomain;
+use crate::protocol::added_fields::AddedFields;
 use crate::protocol::host::requested_host;
 use crate::protocol::request::RequestCtx;
 
@@ -86,14 +87,14 @@ impl RequestSpan {
         Links(self.0.clone())
     }
 
-    /// Writes this span as the parent into the headers of a passed-through request. Without a span a valid
+    /// Adds this span as the parent of a passed-through request, to whose head `fields` are added. Without a span a valid
     /// `traceparent` of the client stays, and a missing one is replaced by a new trace that is not recorded.
-    pub fn write(&self, headers: &mut HeaderMap) {
+    pub(crate) fn add(&self, headers: &mut HeaderMap, fields: &mut AddedFields) {
         let own = self.0.as_ref().map(|open| open.lock().span.span_context().clone());
         match own.filter(SpanContext::is_valid) {
-            Some(own) => TraceContext(own).write(headers),
+            Some(own) => TraceContext(own).add(headers, fields),
             None if TraceContext::from_headers(headers).is_some() => {}
-            None => TraceContext::unrecorded().write(headers),
+            None => TraceContext::unrecorded().add(headers, fields),
         }
     }
 

@@ -53,6 +53,7 @@ pub(crate) use self::response_body::ResponseBody;
 use self::target::BaseUrl;
 pub(crate) use self::upgrade::{UpgradedStream, UpstreamUpgrade};
 use crate::config;
+use crate::protocol::added_fields::AddedFields;
 use crate::protocol::body::Body;
 use crate::telemetry::metrics::CallError;
 use crate::tls_roots;
@@ -163,6 +164,19 @@ impl SendError {
     }
 }
 
+/// A request whose URI comes from [`Client::uri`].
+pub(crate) struct OutgoingRequest {
+    pub(crate) request: Request<Body>,
+    /// Fields beside those of its head.
+    pub(crate) added: AddedFields,
+}
+
+impl From<Request<Body>> for OutgoingRequest {
+    fn from(request: Request<Body>) -> Self {
+        Self { request, added: AddedFields::default() }
+    }
+}
+
 /// Request whose caller needs to know when it is on a connection.
 ///
 /// Both futures are `Unpin`, and cancel safe to poll by reference in a `select!`. Dropping `response` cancels the
@@ -236,13 +250,19 @@ impl Client {
 
     /// Sends a request whose URI comes from [`Client::uri`]. Adds `Host` over HTTP/1.1, so the request must have
     /// none. Cancel safe: dropping the future, or later the response body, cancels the request at the upstream.
-    pub async fn send(&self, request: Request<Body>) -> Result<Response<ResponseBody>, SendError> {
-        self.pool.send(request, None).await
+    pub(crate) fn send(
+        &self,
+        request: impl Into<OutgoingRequest>,
+    ) -> impl Future<Output = Result<Response<ResponseBody>, SendError>> {
+        self.pool.send(request.into(), None)
     }
 
     /// Like [`Client::send`], always over HTTP/1.1, so that the connection can be upgraded.
-    pub async fn send_upgrade(&self, request: Request<Body>) -> Result<Response<ResponseBody>, SendError> {
-        self.tunnels.send(request, None).await
+    pub(crate) fn send_upgrade(
+        &self,
+        request: impl Into<OutgoingRequest>,
+    ) -> impl Future<Output = Result<Response<ResponseBody>, SendError>> {
+        self.tunnels.send(request.into(), None)
     }
 
     /// Like [`Client::send`], and reports when the request is on a connection.
@@ -255,7 +275,7 @@ impl Client {
                     pending::<()>().await; // the request failed before it was sent
                 }
             }),
-            response: Box::pin(async move { pool.send(request, Some(notice)).await }),
+            response: Box::pin(async move { pool.send(request.into(), Some(notice)).await }),
         }
     }
 }

@@ -29,7 +29,7 @@ use super::http1::{Http1, Http1Failure, Lease};
 use super::http2::{self, Http2, Http2Failure, Http2Status, MAX_STREAMS, StreamSlot};
 use super::response_body::ResponseBody;
 use super::target::BaseUrl;
-use super::{ResendPolicy, SendError, SentNotice};
+use super::{OutgoingRequest, ResendPolicy, SendError, SentNotice};
 use crate::clock;
 use crate::protocol::body::Body;
 
@@ -128,7 +128,7 @@ impl Pool {
     /// dropping the future, or the response before its end, cancels the request.
     pub(super) async fn send(
         &self,
-        mut request: Request<Body>,
+        mut request: OutgoingRequest,
         mut notice: Option<SentNotice>,
     ) -> Result<Response<ResponseBody>, SendError> {
         let mut resends = 0;
@@ -145,14 +145,17 @@ impl Pool {
                     }
                 }
                 PooledConnection::Http2(slot) => {
-                    let (spare, body) = request.into_parts();
+                    request.added.move_into(request.request.headers_mut());
+                    let (spare, body) = request.request.into_parts();
                     let has_no_body = body.is_end_stream();
                     resends += 1;
-                    match http2::send(slot, spare.clone(), body, notice.take(), &self.tasks).await {
+                    let sending = http2::send(slot, spare.clone(), body, notice.take(), &self.tasks);
+                    // Boxed, so that a request over HTTP/1.1 does not move its state.
+                    match Box::pin(sending).await {
                         Ok(response) => return Ok(response),
                         // No byte was sent and no notice used, so this resend is safe for polls, too.
                         Err(Http2Failure::NotAccepted(body, unused)) if resends <= MAX_RESENDS => {
-                            request = Request::from_parts(spare, body);
+                            request = Request::from_parts(spare, body).into();
                             notice = unused;
                             continue;
                         }
@@ -164,7 +167,7 @@ impl Pool {
                             if !has_no_body || resends > MAX_RESENDS {
                                 return Err(error);
                             }
-                            (Request::from_parts(spare, Body::empty()), error)
+                            (Request::from_parts(spare, Body::empty()).into(), error)
                         }
                         Err(Http2Failure::Final(error)) => return Err(error),
                     }

@@ -40,7 +40,7 @@ async fn gateway_with(raw_upstream: &RawUpstream) -> TestGateway {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_response_that_is_not_http_is_502() {
     let ok = |rest: &str| format!("{OK}{rest}");
-    let rows: [(&str, String, AfterHead); 15] = [
+    let rows: [(&str, String, AfterHead); 16] = [
         ("no HTTP", "\0\x01\x02SSH-2.0\r\n\r\n".to_owned(), AfterHead::Silence),
         ("HTTP/0.9", "{}".to_owned(), AfterHead::Bytes(Bytes::new())),
         ("text without end", String::new(), AfterHead::Endless("x".repeat(10_000).into())),
@@ -53,6 +53,11 @@ async fn a_response_that_is_not_http_is_502() {
             AfterHead::Silence,
         ),
         ("a length that is none", ok("content-length: 0x2\r\n\r\n{}"), AfterHead::Silence),
+        (
+            "codings that are not names",
+            ok("transfer-encoding: \u{fc}, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"),
+            AfterHead::Silence,
+        ),
         ("a NUL in a field", ok("x: a\0b\r\ncontent-length: 2\r\n\r\n{}"), AfterHead::Silence),
         ("a bare CR in a field", ok("x: a\rb\r\ncontent-length: 2\r\n\r\n{}"), AfterHead::Silence),
         (
@@ -93,7 +98,7 @@ async fn a_response_that_is_not_http_is_502() {
         );
         count += 1;
     }
-    assert_eq!(count, 15);
+    assert_eq!(count, 16);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -60,11 +60,7 @@ impl Http1Body {
                 let task = tasks.spawn(open.run(PollSender::new(sender))).abort_handle();
                 Self(BodySource::Task { frames, task })
             }
-            (UploadState::Sent | UploadState::Stopped, true) => {
-                open.exchange.finish(keeps_alive);
-                Self::ended()
-            }
-            (UploadState::Sent | UploadState::Stopped, false) => Self(BodySource::Connection(Box::new(open))),
+            (UploadState::Sent | UploadState::Stopped, _) => Self(BodySource::Connection(Box::new(open))),
         }
     }
 

@@ -288,7 +288,8 @@ mod tests {
             let body = decoder.take_complete(&mut read);
             (body, read.to_vec(), decoder.has_ended())
         };
-        let rows: [(BodyDecoder, &[u8], Option<&[u8]>, &[u8], bool); 6] = [
+        type Row = (BodyDecoder, &'static [u8], Option<&'static [u8]>, &'static [u8], bool);
+        let rows: [Row; 6] = [
             (BodyDecoder::length(4), b"body", Some(b"body"), b"", true),
             (BodyDecoder::length(4), b"bodyHTTP", Some(b"body"), b"HTTP", true),
             (BodyDecoder::length(4), b"bod", None, b"bod", false),

@@ -10,6 +10,7 @@ use http_body::Body as _;
 use hyper::ext::ReasonPhrase;
 
 use super::decoder::{BodyDecoder, to_field};
+use crate::protocol::added_fields::AddedFields;
 use crate::protocol::body::Body;
 use crate::protocol::field_value::tokens;
 
@@ -63,11 +64,12 @@ pub struct ResponseStart {
 /// A body of unknown length is chunked if the head has `Transfer-Encoding` or the method is likely to have a body.
 pub(super) fn write_request(
     head: &Parts,
+    added: &AddedFields,
     body: &Body,
     host: &HeaderValue,
 ) -> (BytesMut, Option<UploadFraming>) {
     let framing = upload_framing(head, body);
-    let mut bytes = BytesMut::with_capacity(256 + 48 * head.headers.len());
+    let mut bytes = BytesMut::with_capacity(256 + 48 * head.headers.len() + added.lines().len());
     bytes.put_slice(head.method.as_str().as_bytes());
     bytes.put_u8(b' ');
     bytes.put_slice(head.uri.path_and_query().map_or("/", |target| target.as_str()).as_bytes());
@@ -80,6 +82,7 @@ pub(super) fn write_request(
             write_field(&mut bytes, name.as_str(), value.as_bytes());
         }
     }
+    bytes.put_slice(added.lines());
     match &framing {
         Some(UploadFraming::Length(length)) => {
             write_field(&mut bytes, CONTENT_LENGTH.as_str(), itoa::Buffer::new().format(*length).as_bytes());
@@ -299,7 +302,8 @@ mod tests {
 
     fn written(request: Request<Body>) -> (String, Option<UploadFraming>) {
         let (parts, body) = request.into_parts();
-        let (head, framing) = write_request(&parts, &body, &HeaderValue::from_static("up.example"));
+        let (head, framing) =
+            write_request(&parts, &AddedFields::default(), &body, &HeaderValue::from_static("up.example"));
         (String::from_utf8(head.to_vec()).unwrap(), framing)
     }
 

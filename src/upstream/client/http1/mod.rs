@@ -45,7 +45,8 @@ pub use self::head::{HeadReader, ResponseStart};
 use super::connect::Stream;
 use super::pool::Pool;
 use super::response_body::ResponseBody;
-use super::{SendError, SentNotice};
+use super::{OutgoingRequest, SendError, SentNotice};
+use crate::protocol::added_fields::AddedFields;
 use crate::protocol::body::{Body, BoxError};
 
 /// Bytes that a connection reads at once, at least and at most.
@@ -89,7 +90,7 @@ pub enum Http1Fault {
 /// Reason why a request got no response.
 pub(super) enum Http1Failure {
     /// No byte was sent. Contains the request as it was.
-    Unsent(Box<Request<Body>>, SendError),
+    Unsent(Box<OutgoingRequest>, SendError),
     /// The request may have been sent, or cannot be recovered.
     Final(SendError),
 }
@@ -147,20 +148,21 @@ impl Lease {
     /// the connection.
     pub(super) async fn send(
         mut self,
-        request: Request<Body>,
+        request: OutgoingRequest,
         host: &HeaderValue,
         notice: Option<SentNotice>,
         tasks: &TaskTracker,
     ) -> Result<Response<ResponseBody>, Http1Failure> {
         let http1 = self.http1.take().expect("a lease is used once");
         let is_kept = http1.is_kept;
+        let OutgoingRequest { request, added } = request;
         let (parts, body) = request.into_parts();
-        let (head, framing) = write_request(&parts, &body, host);
+        let (head, framing) = write_request(&parts, &added, &body, host);
         let body = framing.map(|framing| (body, framing));
         let mut exchange = Exchange::new(http1, head, body, parts.method.clone(), notice, self.pool.clone());
         let start = match poll_fn(|cx| exchange.poll_head(cx)).await {
             Ok(start) => start,
-            Err(fault) => return Err(failure(fault, exchange, is_kept, parts)),
+            Err(fault) => return Err(failure(fault, exchange, is_kept, parts, added)),
         };
         let (head, mut decoder) = start.response.into_parts();
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -192,6 +194,7 @@ fn failure(
     exchange: Exchange,
     is_kept: bool,
     parts: http::request::Parts,
+    added: AddedFields,
 ) -> Http1Failure {
     if matches!(fault, Http1Fault::TooManyInterim) {
         return Http1Failure::Final(SendError::TooManyInterim);
@@ -202,7 +205,7 @@ fn failure(
     match unsent {
         Some(body) => {
             let request = Request::from_parts(parts, body.unwrap_or_else(Body::empty));
-            Http1Failure::Unsent(Box::new(request), closed(error))
+            Http1Failure::Unsent(Box::new(OutgoingRequest { request, added }), closed(error))
         }
         None if has_written => Http1Failure::Final(SendError::Reset(error)),
         None => Http1Failure::Final(closed(error)),
