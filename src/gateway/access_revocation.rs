@@ -61,12 +61,17 @@ impl ClientAccess {
         }
     }
 
+    /// Returns whether a reload has come since the request.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.reloads.has_changed().unwrap_or(false)
+    }
+
     /// Ends `wait.max_timeout` after the reload that revoked the access, unless a later reload has granted it again.
     pub(super) async fn revoked(mut self) {
         // A reload may have come between the authentication of the request and the subscription. A notice from before
         // the request arrived is of a configuration that has authenticated it.
         let may_be_revoked = self.reloads.borrow().at >= self.arrived;
-        let mut revoked_at = (may_be_revoked && !self.is_allowed()).then(clock::now);
+        let mut revoked_at = (may_be_revoked && !self.is_allowed()).then(|| self.reloads.borrow().at);
         loop {
             let ReloadNotice { max_timeout, .. } = *self.reloads.borrow();
             let end = async {

@@ -35,6 +35,11 @@ impl OpenRequest {
     pub(super) fn revocation(&self) -> Revocation {
         self.revocation.get_or_init(|| self.access.clone().revoked().boxed().shared()).clone()
     }
+
+    /// Returns whether the client's access is known to be revoked.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revocation.get().is_some_and(|revocation| revocation.peek().is_some())
+    }
 }
 
 /// The body of a request or of its response.
@@ -74,7 +79,8 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         let frame = Pin::new(&mut this.body).poll_frame(cx).map_err(Into::into);
-        if frame.is_ready() && this.revocation.is_none() && this.frames < MAX_FRAMES {
+        let is_unwatched = this.revocation.is_none() && this.frames < MAX_FRAMES;
+        if frame.is_ready() && is_unwatched && !this.request.access.is_outdated() {
             this.frames += 1;
             return frame;
         }

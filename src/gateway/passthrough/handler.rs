@@ -27,6 +27,10 @@ use crate::protocol::forwarded::is_proxied;
 use crate::protocol::host::requested_host;
 use crate::upstream::poll::{KeyVerdict, key_verdict};
 
+/// Longest body in memory that is passed on without the slot of its request. `limits.max_passthrough` bounds the memory of
+/// longer ones until the client has read them.
+const SHORT_BODY: u64 = 16 << 10;
+
 impl Gateway {
     /// Waits for the first bytes of the body or its end, and then decides the request. The client has the same time as
     /// for any upload.
@@ -116,7 +120,8 @@ impl Gateway {
             let forwarding = passthrough.forward(request, state.log.ctx(), account, &state.span, revoked);
             let PassthroughResponse { mut response, tunnel } = match forwarding.await {
                 Ok(passed) => passed,
-                Err(PassthroughError::Revoked) => {
+                // A revocation also ends the upload early.
+                Err(PassthroughError::Revoked | PassthroughError::Upload(_)) if open.is_revoked() => {
                     return self.respond(state, Err(self.0.authenticator.revoked().into()));
                 }
                 Err(error) => {
@@ -154,9 +159,9 @@ impl Gateway {
                 }
                 None => {
                     let guarded = |body| match body {
-                        // In memory, like a hit.
-                        Body::Full(_) => body,
-                        Body::Stream(_) => Body::stream(GuardedBody::new(body, open)),
+                        // So short that it needs no slot.
+                        Body::Full(_) if body.size_hint().upper() <= Some(SHORT_BODY) => body,
+                        body => Body::stream(GuardedBody::new(body, open)),
                     };
                     response.map(guarded).into()
                 }

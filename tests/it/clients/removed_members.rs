@@ -41,6 +41,18 @@ async fn gateway() -> TestGateway {
     .await
 }
 
+/// Returns a gateway, and the listener of its upstream.
+async fn gateway_of_a_silent_upstream() -> (TestGateway, TcpListener) {
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", upstream.local_addr().unwrap()).parse().unwrap();
+    let gateway = TestGateway::without_upstream(|given, _| {
+        given.auth = config(&[ALICE, BOB], HOUR).auth;
+        given.upstream.base_url = url;
+    })
+    .await;
+    (gateway, upstream)
+}
+
 fn bearer((_, token, _): Row) -> String {
     format!("Bearer {token}")
 }
@@ -125,6 +137,19 @@ async fn a_removed_members_endless_upload_is_aborted() {
 }
 
 #[tokio::test]
+async fn a_removed_members_upload_without_a_response_yet_is_401() {
+    let (gateway, upstream) = gateway_of_a_silent_upstream().await;
+    let mut stream = begin(&gateway, ALICE, "POST /upload", "transfer-encoding: chunked\r\n").await;
+    stream.write_all(b"3\r\nabc\r\n").await.unwrap();
+    let (mut socket, _) = within_secs(30, upstream.accept()).await.unwrap();
+    read_until(&mut socket, |seen| seen.ends_with(b"3\r\nabc\r\n")).await;
+    gateway.reconfigure(&config(&[BOB], MOMENT));
+    let back = read_until(&mut stream, |back| parse_response(back).is_some()).await;
+    assert_gateway_error(&parse_response(&back).unwrap().0, 401, "unknown-token");
+    closed(socket).await;
+}
+
+#[tokio::test]
 async fn a_removed_members_event_stream_ends() {
     let gateway = gateway().await;
     gateway.sim.set_status("a", "queued");
@@ -171,13 +196,7 @@ async fn a_change_of_mode_ends_requests_that_the_new_mode_would_reject() {
 
 #[tokio::test]
 async fn a_removed_members_upload_that_outlasts_its_response_is_aborted() {
-    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", upstream.local_addr().unwrap()).parse().unwrap();
-    let gateway = TestGateway::without_upstream(|given, _| {
-        given.auth = config(&[ALICE, BOB], HOUR).auth;
-        given.upstream.base_url = url;
-    })
-    .await;
+    let (gateway, upstream) = gateway_of_a_silent_upstream().await;
     let socket = TokioIo::new(TcpStream::connect(gateway.address).await.unwrap());
     let (mut streams, connection) = http2::handshake(TokioExecutor::new(), socket).await.unwrap();
     let _connection = AbortOnDropHandle::new(tokio::spawn(async { drop(connection.await) }));

@@ -1,8 +1,14 @@
 //! Limits of concurrent passed-through requests: `limits.max_passthrough_per_key` and `limits.max_passthrough`.
 
+use bytes::Bytes;
 use clipgate::sim::{Fault, FaultTarget};
+use http::Request;
+use http_body_util::Empty;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::harness::admin_client::AdminClient;
 use crate::harness::gateway::{Answer, TestGateway, clip_target, within_secs};
@@ -63,6 +69,54 @@ async fn a_key_with_its_share_of_passed_through_requests_gets_429_until_one_ends
         gateway.get(&clip_target("proof", "completed"), &[("authorization", "Bearer ann")]).await.is_hit()
     );
     drop(first);
+    until_room(&gateway, "ann").await;
+}
+
+/// Answers each request with 100 kB, in one piece with the head.
+async fn answer_with_long_bodies(listener: TcpListener) {
+    loop {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            let mut response = b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n".to_vec();
+            response.resize(response.len() + 100_000, b'x');
+            loop {
+                read_until(&mut socket, |seen| seen.ends_with(b"\r\n\r\n")).await;
+                socket.write_all(&response).await.unwrap();
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_long_response_counts_until_its_client_has_read_it() {
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", upstream.local_addr().unwrap()).parse().unwrap();
+    let _upstream = AbortOnDropHandle::new(tokio::spawn(answer_with_long_bodies(upstream)));
+    let gateway = TestGateway::without_upstream(|config, _| {
+        config.upstream.base_url = url;
+        config.limits.max_passthrough_per_key = 1;
+    })
+    .await;
+    // After long responses a connection of the upstream reads so much at once that the next one is complete with its head.
+    for _ in 0..5 {
+        until_room(&gateway, "ann").await;
+    }
+    let socket = TokioIo::new(TcpStream::connect(gateway.address).await.unwrap());
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(0);
+    let (mut streams, connection) = builder.handshake(socket).await.unwrap();
+    let _connection = AbortOnDropHandle::new(tokio::spawn(async { drop(connection.await) }));
+    let mut unread = Vec::new();
+    within_secs(30, async {
+        while unread.is_empty() {
+            let request = Request::get("http://x/a").header("authorization", "Bearer ann");
+            let answer = streams.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
+            unread.extend((answer.status() == 200).then_some(answer));
+        }
+    })
+    .await;
+    assert_gateway_error(&get(&gateway, "ann").await, 429, "too-many-passthrough-per-key");
+    drop(unread);
     until_room(&gateway, "ann").await;
 }
 

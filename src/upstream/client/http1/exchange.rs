@@ -10,7 +10,7 @@ use http_body::Frame;
 use super::decoder::{BodyDecoder, BodyPart};
 use super::head::{HeadReader, ResponseStart, UploadFraming};
 use super::upload::Http1Upload;
-use super::{Http1, Http1Fault};
+use super::{Http1, Http1Fault, READ_SIZES};
 use crate::protocol::body::Body;
 use crate::upstream::client::pool::Pool;
 use crate::upstream::client::upgrade::UpstreamUpgrade;
@@ -118,7 +118,10 @@ impl Exchange {
     /// Takes the body if all of it has arrived and the request is sent. The response has then ended.
     pub(super) fn take_complete_body(&mut self, decoder: &mut BodyDecoder) -> Option<Bytes> {
         let is_sent = self.upload_state != UploadState::Sending;
-        is_sent.then(|| decoder.take_complete(&mut self.http1.read)).flatten()
+        let bytes = is_sent.then(|| decoder.take_complete(&mut self.http1.read)).flatten()?;
+        // Bytes keep the whole buffer, which is large once the connection has carried a long body.
+        let is_small_part = self.http1.read_size > READ_SIZES.0.max(4 * bytes.len());
+        Some(if is_small_part { Bytes::copy_from_slice(&bytes) } else { bytes })
     }
 
     /// Returns the connection to the pool. Called once the response has ended.
