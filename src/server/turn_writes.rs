@@ -30,6 +30,10 @@ const MAX_BUFFERED: usize = 64 << 10;
 /// Writes from this size on are not copied.
 const LARGE_WRITE: usize = 16 << 10;
 
+/// Writes up to this size have no response, only control frames. They get no large buffer: a drain sends one to every
+/// connection.
+const CONTROL_WRITE: usize = 64;
+
 #[derive(Debug)]
 pub(super) struct TurnWrites<S> {
     socket: S,
@@ -129,8 +133,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TurnWrites<S> {
         if length >= LARGE_WRITE {
             return Pin::new(&mut this.socket).poll_write_vectored(cx, bufs);
         }
-        if this.buffered.capacity() == 0 {
-            this.buffered.reserve(this.capacity.max(length));
+        if length > CONTROL_WRITE && this.buffered.capacity() < this.capacity {
+            this.buffered.reserve(this.capacity);
         }
         bufs.iter().for_each(|buf| this.buffered.extend_from_slice(buf));
         Poll::Ready(Ok(length))
