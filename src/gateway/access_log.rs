@@ -76,7 +76,7 @@ pub(crate) struct AccessLog {
     /// The team member.
     pub member: Option<Arc<str>>,
     /// The host name for which the request is rejected.
-    pub foreign_host: Option<String>,
+    pub foreign_host: Option<Box<str>>,
     ctx: RequestCtx,
     method: Method,
     path: Box<str>,
@@ -86,7 +86,7 @@ pub(crate) struct AccessLog {
     jobs: Option<Box<str>>,
     status: Option<u16>,
     body_size: Option<u64>,
-    upstream_id: Option<String>,
+    upstream_id: Option<Box<str>>,
     route: RouteLabel,
     metrics: Arc<Metrics>,
 }
@@ -146,7 +146,7 @@ impl AccessLog {
         self.status = Some(response.status().as_u16());
         self.body_size = response.body().size_hint().exact();
         let id = response.headers().get(X_REQUEST_ID).filter(|id| *id != self.ctx.id.value());
-        self.upstream_id = id.and_then(|id| id.to_str().ok()).map(str::to_owned);
+        self.upstream_id = id.and_then(|id| id.to_str().ok()).map(Into::into);
     }
 }
 

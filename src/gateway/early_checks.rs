@@ -56,7 +56,7 @@ impl Gateway {
         if log.ctx().is_tls || log.ctx().forwarded.peer() == Peer::Unix {
             return Ok(());
         }
-        log.foreign_host = foreign_host(request, &self.0.allowed_hosts.load());
+        log.foreign_host = foreign_host(request, &self.0.allowed_hosts.load()).map(String::into_boxed_str);
         if log.foreign_host.is_some() { Err(GatewayError::ForeignHost) } else { Ok(()) }
     }
 

@@ -112,7 +112,6 @@ struct GatewayInner {
 struct RequestState {
     /// The owner of the quotas that the request counts against.
     subject: Subject,
-    proof: Option<KeyProof>,
     /// Whether the upstream account is the gateway's, not the client's own.
     is_lent: bool,
     cors: Option<Box<CorsDecision>>,
@@ -171,9 +170,11 @@ impl Gateway {
         B::Error: Into<BoxError>,
     {
         let identity = self.0.authenticator.identify(request.headers());
-        let mut state = self.request_state(&request, ctx, identity.as_ref().ok().and_then(Option::as_ref));
+        let known = identity.as_ref().ok().and_then(Option::as_ref);
+        let proof = known.and_then(|identity| self.0.cache.proof(identity.domain));
+        let mut state = self.request_state(&request, ctx, known, proof);
         state.candidate = candidate;
-        let decided = self.decide(&request, identity, &mut state);
+        let decided = self.decide(&request, identity, proof, &mut state);
         if !matches!(decided, Ok(TargetAction::Now(Decision::Respond(_)))) {
             // A parked wait does not keep it.
             state.candidate = None;
@@ -192,6 +193,7 @@ impl Gateway {
         &self,
         request: &Request<B>,
         identity: Result<Option<Identity>, AuthError>,
+        proof: Option<KeyProof>,
         state: &mut RequestState,
     ) -> Result<TargetAction, GatewayError> {
         self.check_early(request, state)?;
@@ -213,7 +215,7 @@ impl Gateway {
             return Ok(TargetAction::AfterBody(target));
         }
         let now = state.log.ctx().arrived;
-        self.decide_target(request.headers(), target, identity, state, now).map(TargetAction::Now)
+        self.decide_target(request.headers(), target, identity, proof, now, state).map(TargetAction::Now)
     }
 
     /// Decides a request without a body: cache, then hub.
@@ -222,8 +224,9 @@ impl Gateway {
         headers: &HeaderMap,
         target: RequestTarget,
         identity: Option<Identity>,
-        state: &mut RequestState,
+        proof: Option<KeyProof>,
         now: Instant,
+        state: &mut RequestState,
     ) -> Result<Decision, GatewayError> {
         let RequestTarget { query, last_event_id, host } = target;
         let mut query = match query {
@@ -256,7 +259,7 @@ impl Gateway {
         let origin = origin.map(String::into_boxed_str);
         let request =
             JobRequest { domain, query, options, condition: headers.typed_get().map(Box::new), origin };
-        let cached = self.lookup_cached(&request.query, state.proof, domain, &request.options, now);
+        let cached = self.lookup_cached(&request.query, proof, domain, &request.options, now);
         if let Some(hold) = default_wait.filter(|_| !request.options.only_if_cached) {
             if cached.is_none() && self.0.oversized.contains(&request) {
                 return self.start_passthrough(state.subject, Some(identity));
@@ -362,6 +365,7 @@ impl Gateway {
         request: &Request<B>,
         ctx: RequestCtx,
         identity: Option<&Identity>,
+        proof: Option<KeyProof>,
     ) -> RequestState {
         let path = request.uri().path();
         let endpoint = self.0.routes.endpoint(path).map(|(index, found)| (index, found.form));
@@ -372,7 +376,6 @@ impl Gateway {
             }
             None => (EndpointLabel::Other.into(), None),
         };
-        let proof = identity.and_then(|identity| self.0.cache.proof(identity.domain));
         let subject = quota_subject(identity, proof, &ctx);
         let span = self.0.tracer.request(request, &ctx, template);
         let cors = self.0.cors.load().as_ref().map(|cors| Box::new(cors.decide(request)));
@@ -380,7 +383,7 @@ impl Gateway {
         log.member = identity.and_then(|identity| identity.member.clone());
         let is_lent = identity.is_some_and(|identity| identity.origin == KeyOrigin::Gateway);
         let is_root_page = root_page::is_root_page(request);
-        RequestState { subject, proof, is_lent, cors, log, span, endpoint, is_root_page, candidate: None }
+        RequestState { subject, is_lent, cors, log, span, endpoint, is_root_page, candidate: None }
     }
 
     /// Returns the client's access, which a reload may revoke.

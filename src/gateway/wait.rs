@@ -21,6 +21,9 @@ use crate::core::query::WaitQuery;
 use crate::hub::{HubError, WaitHandle};
 use crate::protocol::body::Body;
 
+/// Most bytes of the future of a parked wait: a size class of the allocator.
+const MAX_PARKED_BYTES: usize = 640;
+
 /// A request for jobs, as far as its response needs it.
 pub(super) struct JobRequest {
     pub(super) domain: KeyDomain,
@@ -79,7 +82,7 @@ impl Gateway {
         host: Option<Box<HeaderValue>>,
         state: RequestState,
     ) -> BoxFuture<'static, PassthroughResponse> {
-        Box::pin(async move {
+        let wait = async move {
             drop(host);
             let result = (&mut parked.handle).await;
             let passed = match self.end_of_wait(parked.request, plain, result, state) {
@@ -87,7 +90,9 @@ impl Gateway {
                 Either::Right(passed) => passed,
             };
             passed.await
-        })
+        };
+        debug_assert!(size_of_val(&wait) <= MAX_PARKED_BYTES, "{} bytes", size_of_val(&wait));
+        Box::pin(wait)
     }
 
     /// Returns the response to a wait that has ended, or the future that passes the request through. A plain function: a

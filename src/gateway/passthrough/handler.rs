@@ -51,8 +51,8 @@ impl Gateway {
                     let decision = self.authenticate_again(&head.headers).and_then(|identity| {
                         // A 401 or 403 of the upstream may have arrived since the head.
                         let domain = identity.as_ref().map(|identity| identity.domain);
-                        state.proof = domain.and_then(|domain| self.0.cache.proof(domain));
-                        self.decide_target(&head.headers, target, identity, &mut state, clock::now())
+                        let proof = domain.and_then(|domain| self.0.cache.proof(domain));
+                        self.decide_target(&head.headers, target, identity, proof, clock::now(), &mut state)
                     });
                     self.execute(decision, Request::from_parts(head, Body::empty()), state).await
                 }
