@@ -282,6 +282,28 @@ fn an_engine_whose_clock_went_ahead_is_asked_for_the_leases() {
     }
 }
 
+/// The nodes of a cluster have clocks of their own. A beat has the latest time of all.
+#[test]
+fn the_clock_of_the_node_that_answers_another_call_counts_for_nothing() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    gateway.open_held(2);
+    gateway.pass(ms(500));
+    for _ in 0..2 {
+        let time = gateway.now.saturating_duration_since(gateway.zero);
+        for of_node in [time, time + ms(5_000)] {
+            gateway.input(SiblingInput::Publish(EngineCall::Remove(Removal::All)));
+            gateway.answer("remove", EngineAnswer::Done(EngineTime(of_node)));
+            assert_eq!(gateway.take(), ["remove"]);
+        }
+        gateway.pass(ms(500));
+        gateway.input(SiblingInput::KeyRefused(KEY));
+        let EngineCall::Refuse { sent_at, .. } = gateway.calls["refuse"].1 else { panic!() };
+        assert_eq!(sent_at, Some(EngineTime(time + ms(500))));
+        gateway.take();
+    }
+}
+
 /// P6: a holder whose lease was taken meanwhile gets it back without guests.
 #[test]
 fn a_guest_makes_itself_known_again_to_an_engine_whose_clock_went_ahead() {
