@@ -41,8 +41,8 @@ pub(super) struct LetterTimes {
 }
 
 impl Letter {
-    /// Returns the call with the ages of now.
-    pub(super) fn call(&self, sent_at: Option<EngineTime>, now: Instant) -> EngineCall {
+    /// Returns the call with the ages of now. `is_repeated`: the engine may have executed it.
+    pub(super) fn call(&self, is_repeated: bool, sent_at: Option<EngineTime>, now: Instant) -> EngineCall {
         match self {
             Letter::Land(spec, token, epoch, outcome, LetterTimes { as_of, began }) => {
                 let mut outcome = outcome.clone();
@@ -56,7 +56,9 @@ impl Letter {
             }
             Letter::Refuse(domain, at) => {
                 let age = now.saturating_duration_since(*at);
-                EngineCall::Refuse { domain: *domain, age, sent_at, is_repeated: false }
+                // P11: the key may have been accepted and rejected again within a moment.
+                let repeats_within = is_repeated.then_some(Duration::ZERO);
+                EngineCall::Refuse { domain: *domain, age, sent_at, repeats_within }
             }
             Letter::Pause(domain, until) => EngineCall::Pause(*domain, until.saturating_duration_since(now)),
             Letter::Other(call) => call.clone(),
