@@ -186,6 +186,19 @@ fn a_replica_that_stays_deaf_makes_its_polls_within_2_2_s_and_asks_for_no_new_on
     assert_eq!(gateway.take().last().unwrap(), "claim");
 }
 
+/// P6: a drain that ends now would leave its guests without a word.
+#[test]
+fn a_replica_whose_link_is_too_new_to_be_heard_on_is_not_alone() {
+    let mut gateway = Gateway::linked();
+    gateway.input(SiblingInput::LinkDown);
+    assert!(gateway.machine.is_alone());
+    gateway.is_engine_up = false;
+    gateway.link_up(OTHER);
+    assert_eq!((gateway.machine.link(), gateway.machine.is_alone()), (LinkState::Apart, false));
+    gateway.pass(ms(1_500));
+    assert!(gateway.machine.is_alone(), "the engine is silent");
+}
+
 /// P1
 #[test]
 fn a_new_link_joins_no_poll_before_it_is_heard_on() {
