@@ -229,6 +229,7 @@ impl Siblings {
         if has_recovered {
             self.outbox.retry_now(now);
             self.send_failed_again(now); // before the adoptions: a late `Leave` would end the lease again
+            self.replace_lost_removals(now);
         }
         if is_ahead || has_recovered {
             self.adopt_all(now); // P3: by its clock this replica was silent, and claims took its leases

@@ -143,7 +143,7 @@ use crate::core::job::KeyDomain;
 /// | --- | --- | --- |
 /// | polls | [`MAX_SHARED_POLLS`] | made alone |
 /// | siblings, guests of a poll | 64 | their polls are not joined; they claim when the poll is left |
-/// | outbox | 1,024 calls, 16 MiB, 120 s | the oldest goes; guests look when the link is back, or at the end of the lease |
+/// | outbox | 1,024 calls, 16 MiB, 120 s | the oldest goes; guests look when the link is back, or at the end of the lease; one removal of all states replaces lost removals |
 /// | early results of a poll | 4 | the oldest goes |
 /// | dead epochs | 1,024 | the oldest goes |
 /// | rejected keys | 1,024 | the oldest goes |
@@ -349,6 +349,7 @@ impl Siblings {
         let engine_now = self.link.engine_now(now);
         let letters = self.outbox.iter().map(|(call, letter)| (call, letter.call(true, engine_now, now)));
         self.outputs.extend(letters.map(|(call, letter)| SiblingOutput::Call(call, letter)));
+        self.replace_lost_removals(now);
         let refused: Vec<(KeyDomain, Instant)> = self.refusals.iter().copied().collect();
         for (domain, at) in refused {
             let age = now.saturating_duration_since(at);
@@ -404,6 +405,14 @@ impl Siblings {
         let engine_now = self.link.engine_now(now);
         while let Some((call, letter)) = self.outbox.take_retry(now) {
             self.outputs.push_back(SiblingOutput::Call(call, letter.call(true, engine_now, now)));
+        }
+    }
+
+    /// Removes all states if the outbox forgot a removal: which states that one concerned is not known any more.
+    fn replace_lost_removals(&mut self, now: Instant) {
+        if self.outbox.take_lost_removal() {
+            self.send(Letter::Other(EngineCall::Remove(Removal::All)), now);
+            self.outbox.take_lost_removal(); // one that had no room beside it
         }
     }
 

@@ -83,6 +83,8 @@ pub(super) struct Outbox {
     /// Letters that the engine failed, and when they are sent again.
     retries: BTreeSet<(Instant, CallId)>,
     bytes: usize,
+    /// Whether a removal was forgotten without an answer.
+    has_lost_removal: bool,
 }
 
 #[derive(Debug)]
@@ -152,12 +154,18 @@ impl Outbox {
         let over: Vec<CallId> =
             self.letters.iter().filter(|(_, kept)| is_over(kept)).map(|(call, _)| *call).collect();
         over.into_iter().for_each(|call| _ = self.answered(call));
-        while let Some((&call, KeptLetter { since, .. })) = self.letters.first_key_value() {
+        while let Some((&call, KeptLetter { since, letter, .. })) = self.letters.first_key_value() {
             if *since + MAX_AGE > now && self.bytes <= MAX_BYTES && self.letters.len() <= MAX_CALLS {
                 return;
             }
+            self.has_lost_removal |= matches!(letter, Letter::Other(EngineCall::Remove(_)));
             self.answered(call);
         }
+    }
+
+    /// Returns whether a removal was forgotten without an answer, and forgets that.
+    pub(super) fn take_lost_removal(&mut self) -> bool {
+        std::mem::take(&mut self.has_lost_removal)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (CallId, &Letter)> {

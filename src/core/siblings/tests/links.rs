@@ -144,6 +144,53 @@ fn the_outbox_keeps_1024_calls_for_two_minutes() {
     assert_eq!(gateway.machine.unanswered(), 0);
 }
 
+/// P10: the next link has one removal of all states for those that are lost.
+#[test]
+fn removals_that_the_outbox_has_forgotten_are_followed_by_one_of_all_states() {
+    let removal = || EngineCall::Remove(Removal::Id(JobId::new("a").unwrap()));
+    let removed = |gateway: &Gateway| match &gateway.calls["remove"].1 {
+        EngineCall::Remove(removal) => removal.clone(),
+        call => panic!("{call:?}"),
+    };
+    for (removals, pause, is_lost) in [
+        (1, outbox::MAX_AGE - ms(1), false),
+        (1, outbox::MAX_AGE, true),
+        (outbox::MAX_CALLS + 1, ms(0), true),
+    ] {
+        let mut gateway = Gateway::linked();
+        gateway.input(SiblingInput::LinkDown);
+        (0..removals).for_each(|_| gateway.input(SiblingInput::Publish(removal())));
+        gateway.pass(pause);
+        gateway.link_up(OTHER);
+        assert_eq!(removed(&gateway) == Removal::All, is_lost, "{removals} {pause:?}");
+    }
+}
+
+/// P10: the engine was full all the time.
+#[test]
+fn a_removal_that_failed_for_two_minutes_is_followed_by_one_of_all_states() {
+    let mut gateway = Gateway::linked();
+    gateway.input(SiblingInput::Publish(EngineCall::Remove(Removal::Id(JobId::new("a").unwrap()))));
+    gateway.is_engine_up = false;
+    for _ in 0..1_201 {
+        for kind in ["remove", "beat"] {
+            if gateway.calls.contains_key(kind) {
+                gateway.fail(kind);
+            }
+        }
+        gateway.pass(ms(100));
+    }
+    assert_eq!(gateway.machine.unanswered(), 0);
+    gateway.is_engine_up = true;
+    gateway.calls.clear();
+    gateway.pass(ms(1_000));
+    assert!(matches!(gateway.calls["remove"].1, EngineCall::Remove(Removal::All)));
+    gateway.answer("remove", EngineAnswer::Done(EngineTime(ms(0))));
+    gateway.take();
+    gateway.link_up(OTHER);
+    assert_eq!(gateway.take(), Vec::<String>::new());
+}
+
 #[test]
 fn the_outbox_keeps_16_mebibytes() {
     let mut gateway = Gateway::alone();
