@@ -117,7 +117,7 @@ impl Dialect {
                 };
                 ShardIndex::all().map(call).collect()
             }
-            EngineCall::Refuse { domain, age, sent_at, is_repeated } => {
+            EngineCall::Refuse { domain, age, sent_at, repeats_within } => {
                 let shard = ShardIndex::of_domain(*domain);
                 let keys = vec![self.names.channel(shard), self.names.domain_key(*domain)];
                 let text = [&domain.0[..], &me.0.to_be_bytes()].concat();
@@ -127,7 +127,7 @@ impl Dialect {
                     self.epoch_ttl(),
                     number(millis(*age)),
                     moment(*sent_at),
-                    flag(*is_repeated),
+                    repeats_within.map(|margin| number(millis(margin))).unwrap_or_default(),
                     self.new_epoch(*domain),
                     self.unproven_ttl(),
                 ];

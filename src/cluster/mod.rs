@@ -24,11 +24,13 @@
 //! | `review` | news that a replica missed while it had no link |
 //! | `connect`, `nodes` | one connection; the servers that have all shards |
 //! | `link`, `session` | the task; one link from its start to its end |
+//! | `gathered` | answers of all shards as one |
 
 mod answers;
 mod calls;
 mod connect;
 mod epochs;
+mod gathered;
 mod link;
 mod names;
 mod nodes;

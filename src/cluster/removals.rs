@@ -1,11 +1,12 @@
 //! Removals of stored states: their marks in the engine, and the message.
 //!
 //! ```text
-//!   Id, All       marks in 15 shards ──▶ all are answered ──▶ the last mark, the log and the message
+//!   Id, All       marks in 16 shards ──▶ all are answered ──▶ the mark again, the log and the message
 //!   one key       the mark, the log and the message
 //! ```
 //!
-//! A sibling that hears the message and claims then gets no removed state, in whatever shard.
+//! A sibling that hears the message and claims then gets no removed state, in whatever shard. Nor does this replica, whose
+//! next claim comes after the marks.
 
 use super::calls::{Dialect, ScriptCall, number};
 use super::names::ShardIndex;
@@ -30,13 +31,12 @@ impl Dialect {
         if is_of_one_key(removal) {
             return Vec::new();
         }
-        let last = shard_of(removal);
         let mark = |shard| ScriptCall {
             script: EngineScript::Mark,
             keys: vec![self.mark_key(removal, shard)],
             args: vec![number(self.longest_lifetime())],
         };
-        ShardIndex::all().filter(|shard| *shard != last).map(mark).collect()
+        ShardIndex::all().map(mark).collect()
     }
 
     /// Returns the script of a call that comes after the answers to all others of it.

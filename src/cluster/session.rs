@@ -15,13 +15,14 @@ use super::ClusterShared;
 use super::answers::{BadAnswer, Heard};
 use super::calls::{Distrust, ScriptCall};
 use super::connect::{ConnectError, EngineConnection};
+use super::gathered::Gathered;
 use super::link::{LinkCommand, LinkRequest, send};
 use super::names::{SHARDS, ShardIndex};
 use super::polls::ClusterPoll;
 use crate::clock;
 use crate::core::Map;
 use crate::core::siblings::{
-    CallId, ClaimRequest, EngineAnswer, EngineCall, EngineTime, ReplicaName, SiblingInput, SiblingMessage,
+    CallId, ClaimRequest, EngineAnswer, EngineCall, ReplicaName, SiblingInput, SiblingMessage,
 };
 use crate::telemetry::metrics::ClaimOutcome;
 
@@ -65,48 +66,6 @@ struct PendingCall {
     poll: Option<Arc<ClusterPoll>>,
     /// Set if the call is a claim.
     claim: Option<(ClaimRequest, Distrust)>,
-}
-
-/// A call of several scripts, whose answers are counted.
-struct Gathered {
-    left: u8,
-    has_failed: bool,
-    /// Script that comes after these answers.
-    last: Option<ScriptCall>,
-    is_flushed: bool,
-    time: EngineTime,
-}
-
-impl Gathered {
-    fn new(left: u8, last: Option<ScriptCall>) -> Self {
-        Self { left, has_failed: false, last, is_flushed: false, time: EngineTime(Duration::ZERO) }
-    }
-
-    /// Takes in the answer of a shard, `None` for a failure. Returns whether it is the last one.
-    fn take_in(&mut self, answer: Option<EngineAnswer>) -> bool {
-        self.left -= 1;
-        match answer {
-            Some(EngineAnswer::Done(time)) => self.time = self.time.max(time),
-            Some(_) => self.is_flushed = true,
-            None => self.has_failed = true,
-        }
-        self.left == 0
-    }
-
-    /// Returns the script that comes next, if no other has failed.
-    fn next_script(&mut self) -> Option<ScriptCall> {
-        let last = self.last.take().filter(|_| !self.has_failed)?;
-        self.left = 1;
-        Some(last)
-    }
-
-    fn into_answer(self) -> Option<EngineAnswer> {
-        match (self.has_failed, self.is_flushed) {
-            (true, _) => None,
-            (false, true) => Some(EngineAnswer::Flushed),
-            (false, false) => Some(EngineAnswer::Done(self.time)),
-        }
-    }
 }
 
 enum SessionEvent {
@@ -203,7 +162,11 @@ impl<'l> LinkSession<'l> {
                 // Cancel safe: a lost answer changes nothing now.
                 tokio::select! {
                     () = &mut self.connection.driver => return,
-                    event = self.pending.next() => if event.is_none() { return },
+                    event = self.pending.next() => match event {
+                        // Starts the last script of a removal. No machine takes the inputs any more.
+                        Some(event) => _ = self.answered(event).await,
+                        None => return,
+                    },
                 }
             }
         };

@@ -377,5 +377,5 @@ pub(super) fn finished(id: &JobId, body: &str) -> SharedState {
 
 /// Returns the call for a key that the upstream has just rejected.
 pub(super) fn refusal() -> EngineCall {
-    EngineCall::Refuse { domain: DOMAIN, age: Duration::ZERO, sent_at: None, is_repeated: false }
+    EngineCall::Refuse { domain: DOMAIN, age: Duration::ZERO, sent_at: None, repeats_within: None }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::engine::{BODY, DOMAIN, TestEngine, TestReplica, config, finished};
 use crate::config::CacheConfig;
 use crate::core::job::{JobId, KeyDomain};
-use crate::core::siblings::{EngineAnswer, EngineCall, Removal, SiblingMessage};
+use crate::core::siblings::{EngineAnswer, EngineCall, Removal, SiblingInput, SiblingMessage};
 
 fn removals() -> [Removal; 5] {
     let job = || JobId::new("job-one").unwrap();
@@ -43,6 +43,38 @@ async fn a_removed_state_answers_no_claim() {
     }
 }
 
+/// P10: the shard of the message has its mark as early as the others.
+#[tokio::test]
+async fn a_claim_that_follows_a_removal_at_once_finds_no_removed_state() {
+    let engine = TestEngine::start();
+    let mut a = TestReplica::join(&config(engine.url())).await;
+    for n in 0..64 {
+        let id = format!("job-{n}");
+        let spec = a.poll(&[&id]);
+        a.land(&spec, n).await;
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        let removal = a.send(EngineCall::Remove(Removal::Id(JobId::new(&id).unwrap())));
+        assert!(matches!(a.claim(&spec, n).await, EngineAnswer::Granted(_)), "{id}");
+        a.until(|input| match input {
+            SiblingInput::Answer(of, _) if of == removal => Ok(()),
+            other => Err(other),
+        })
+        .await;
+    }
+}
+
+/// The process may end before the marks are answered.
+#[tokio::test]
+async fn a_removal_is_published_also_if_the_last_handle_is_dropped_at_once() {
+    let engine = TestEngine::start();
+    let mut a = TestReplica::join(&config(engine.url())).await;
+    let mut b = TestReplica::join(&config(engine.url())).await;
+    a.send(EngineCall::Remove(Removal::All));
+    let task = a.stop();
+    tokio::time::timeout(Duration::from_secs(5), task).await.expect("the task ends").unwrap();
+    b.hear(|message| matches!(message, SiblingMessage::Removed { .. }).then_some(())).await;
+}
+
 #[tokio::test]
 async fn a_removal_is_published_once_and_names_the_replica_that_made_it() {
     let engine = TestEngine::start();
@@ -69,7 +101,7 @@ async fn a_removal_is_published_once_and_names_the_replica_that_made_it() {
     }
 }
 
-/// A claim after the message finds no removed state, so the marks of all shards come first.
+/// A claim after the message finds no removed state, so the marks of all shards come first. The message has one again.
 #[tokio::test]
 async fn the_message_of_a_removal_comes_after_its_marks_in_all_shards() {
     let engine = TestEngine::start();
@@ -84,7 +116,7 @@ async fn the_message_of_a_removal_comes_after_its_marks_in_all_shards() {
             messages +=
                 usize::from(line.contains("\"SPUBLISH\"") && marks > 0 && line.contains(":N\" \"\\X0B"));
         }
-        assert_eq!((marks, messages), (16, 1), "{removal:?}: {seen}");
+        assert_eq!((marks, messages), (17, 1), "{removal:?}: {seen}");
     }
 }
 

@@ -68,7 +68,7 @@ async fn a_rejection_is_published_with_its_age() {
     let spec = a.poll(&["job-one"]);
     let EngineAnswer::Granted(KeyEpoch(epoch)) = a.claim(&spec, 1).await else { panic!("not granted") };
     let age = Duration::from_secs(7);
-    a.call(EngineCall::Refuse { domain: DOMAIN, age, sent_at: None, is_repeated: false }).await;
+    a.call(EngineCall::Refuse { domain: DOMAIN, age, sent_at: None, repeats_within: None }).await;
     let heard = a
         .hear(|message| match message {
             SiblingMessage::Revoked { dead: KeyEpoch(dead), age, by, .. } => Some((*dead, *age, *by)),
@@ -84,15 +84,24 @@ async fn a_rejection_that_is_known_or_older_than_an_acceptance_is_not_repeated()
     let engine = TestEngine::start();
     let mut a = TestReplica::join(&config(engine.url())).await;
     let spec = a.poll(&["job-one"]);
-    let repeated = |seconds| EngineCall::Refuse {
+    let repeated = |seconds, margin| EngineCall::Refuse {
         domain: DOMAIN,
         age: Duration::from_secs(seconds),
         sent_at: None,
-        is_repeated: true,
+        repeats_within: Some(margin),
     };
+    let (none, second) = (Duration::ZERO, Duration::from_secs(1));
     a.claim(&spec, 1).await;
     a.call(landing(&spec, a.token(1), Duration::from_secs(2))).await;
-    let steps = [(repeated(5), false), (repeated(0), true), (repeated(0), false), (refusal(), true)];
+    let steps = [
+        (repeated(5, second), false),
+        (repeated(5, none), false),
+        (repeated(0, second), true),
+        (repeated(0, second), false),
+        (repeated(0, none), true),
+        (repeated(1, none), false),
+        (refusal(), true),
+    ];
     for (step, (call, is_published)) in steps.into_iter().enumerate() {
         a.call(call).await;
         a.call(EngineCall::Flushed).await; // a message after it

@@ -10,7 +10,7 @@ use super::members::jitter;
 use super::outbox::Letter;
 use super::shared_poll::{OwnRun, SharePhase, SharedPoll, SiblingResult};
 use super::types::{
-    CallId, ClaimRequest, EngineAnswer, EngineCall, KeyEpoch, LeaseToken, PollName, ReplicaName,
+    CallId, ClaimRequest, EngineAnswer, EngineCall, EngineTime, KeyEpoch, LeaseToken, PollName, ReplicaName,
     SharedOutcome, SharedState, SiblingOutput, Suspicion,
 };
 use crate::core::coalescer::{PollOutcome, PollProgress};
@@ -153,17 +153,8 @@ impl Siblings {
     pub(super) fn answered(&mut self, call: CallId, answer: EngineAnswer, now: Instant) {
         if let EngineAnswer::Done(time) = answer {
             self.outbox.answered(call);
-            let is_ahead = self.link.is_ahead(time, self.config.takeover / 2, now);
-            let is_beat = self.link.beat_answered(call, time, self.config.patience, now);
-            let has_recovered = is_beat && self.link.has_recovered();
-            if has_recovered {
-                self.outbox.retry_now(now);
-            }
-            if is_ahead || has_recovered {
-                self.adopt_all(now); // P3: by its clock this replica was silent, and claims took its leases
-            }
-            if is_ahead {
-                self.look_around(now); // the lease of a holder that takes it back has no guests
+            if self.link.is_beat(call) {
+                self.beat_answered(time, now);
             }
             return;
         }
@@ -226,6 +217,25 @@ impl Siblings {
             // P3: the poll began without an answer, and no replica has its lease.
             EngineAnswer::Known(..) | EngineAnswer::Vacant if is_ours => self.adopt(name, now),
             EngineAnswer::Known(..) | EngineAnswer::Vacant | EngineAnswer::Done(_) => {}
+        }
+    }
+
+    /// Handles the answer to a beat. Only it shows the engine's time: other calls may come from a node of a cluster with
+    /// another clock.
+    fn beat_answered(&mut self, time: EngineTime, now: Instant) {
+        let is_ahead = self.link.is_ahead(time, self.config.takeover / 2, now);
+        self.link.beat_answered(time, self.config.patience, now);
+        let has_recovered = self.link.has_recovered();
+        if has_recovered {
+            self.outbox.retry_now(now);
+            self.send_failed_again(now); // before the adoptions: a late `Leave` would end the lease again
+            self.replace_lost_removals(now);
+        }
+        if is_ahead || has_recovered {
+            self.adopt_all(now); // P3: by its clock this replica was silent, and claims took its leases
+        }
+        if is_ahead {
+            self.look_around(now); // the lease of a holder that takes it back has no guests
         }
     }
 

@@ -23,6 +23,11 @@ impl Siblings {
         self.link.state()
     }
 
+    /// Returns whether this replica goes on without the engine. One whose link is too new to be heard on does not.
+    pub fn is_alone(&self) -> bool {
+        !self.link.is_up() || self.link.is_apart
+    }
+
     /// Returns the number of replicas that are heard, this one included.
     pub fn members(&self) -> usize {
         self.members.len() + 1

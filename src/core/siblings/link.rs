@@ -47,6 +47,7 @@ pub(super) struct EngineLink {
     first_beat: Option<CallId>,
     /// Whether the engine failed the last beat.
     is_failing: bool,
+    /// Latest time of all nodes in the last answer to a beat.
     engine_time: Option<(EngineTime, Instant)>,
     /// Whether this replica goes on alone.
     pub(super) is_apart: bool,
@@ -133,23 +134,20 @@ impl EngineLink {
         }
     }
 
-    /// Records the answer to a call, if it is that of the beat on its way. Its time decides whether the link is near.
-    /// Returns whether it is.
-    pub(super) fn beat_answered(
-        &mut self,
-        call: CallId,
-        time: EngineTime,
-        patience: Duration,
-        now: Instant,
-    ) -> bool {
+    /// Returns whether a call is the beat on its way.
+    pub(super) fn is_beat(&self, call: CallId) -> bool {
+        self.beat.is_some_and(|(beat, _)| beat == call)
+    }
+
+    /// Records the answer to the beat on its way. Its time decides whether the link is near.
+    pub(super) fn beat_answered(&mut self, time: EngineTime, patience: Duration, now: Instant) {
         self.engine_time = Some((time, now));
-        let Some((_, sent_at)) = self.beat.take_if(|(beat, _)| *beat == call) else { return false };
+        let Some((_, sent_at)) = self.beat.take() else { return };
         if now <= sent_at + patience {
             (self.late_claims, self.far_since) = (0, None);
         } else if now > sent_at + MAX_PATIENCE {
             self.far_since.get_or_insert(now);
         }
-        true
     }
 
     /// Records that the engine failed a call, if it is a beat.
@@ -163,7 +161,7 @@ impl EngineLink {
         std::mem::take(&mut self.is_failing)
     }
 
-    /// Returns whether the clock of the engine went ahead by more than this time since its last answer.
+    /// Returns whether the clock of the engine went ahead by more than this time since its last answer to a beat.
     pub(super) fn is_ahead(&self, time: EngineTime, limit: Duration, now: Instant) -> bool {
         self.engine_now(now).is_some_and(|EngineTime(expected)| time.0 > expected + limit)
     }

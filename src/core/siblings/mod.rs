@@ -143,7 +143,7 @@ use crate::core::job::KeyDomain;
 /// | --- | --- | --- |
 /// | polls | [`MAX_SHARED_POLLS`] | made alone |
 /// | siblings, guests of a poll | 64 | their polls are not joined; they claim when the poll is left |
-/// | outbox | 1,024 calls, 16 MiB, 120 s | the oldest goes; guests look when the link is back, or at the end of the lease |
+/// | outbox | 1,024 calls, 16 MiB, 120 s | the oldest goes; guests look when the link is back, or at the end of the lease; one removal of all states replaces lost removals |
 /// | early results of a poll | 4 | the oldest goes |
 /// | dead epochs | 1,024 | the oldest goes |
 /// | rejected keys | 1,024 | the oldest goes |
@@ -196,6 +196,8 @@ pub struct Siblings {
 pub const MAX_SHARED_POLLS: usize = 16_384;
 /// Most rejected keys that are remembered.
 const MAX_REFUSALS: usize = 1024;
+/// Greatest difference between the ages of one rejection by two clocks, after an hour.
+const REFUSAL_MARGIN: Duration = Duration::from_secs(1);
 /// Most timers of polls handled in one call.
 const MAX_TIMERS_PER_CALL: usize = 256;
 
@@ -345,12 +347,14 @@ impl Siblings {
         self.outbox.clear_retries();
         self.refusals.retain(|(_, at)| *at + self.config.refusal_ttl > now);
         let engine_now = self.link.engine_now(now);
-        let letters = self.outbox.iter().map(|(call, letter)| (call, letter.call(engine_now, now)));
+        let letters = self.outbox.iter().map(|(call, letter)| (call, letter.call(true, engine_now, now)));
         self.outputs.extend(letters.map(|(call, letter)| SiblingOutput::Call(call, letter)));
+        self.replace_lost_removals(now);
         let refused: Vec<(KeyDomain, Instant)> = self.refusals.iter().copied().collect();
         for (domain, at) in refused {
             let age = now.saturating_duration_since(at);
-            self.call(EngineCall::Refuse { domain, age, sent_at: engine_now, is_repeated: true });
+            let repeats_within = Some(REFUSAL_MARGIN);
+            self.call(EngineCall::Refuse { domain, age, sent_at: engine_now, repeats_within });
         }
         for name in self.polls.names(|poll| poll.own().is_some()) {
             self.polls.change(name, |poll| poll.claim = None);
@@ -400,7 +404,15 @@ impl Siblings {
     fn send_failed_again(&mut self, now: Instant) {
         let engine_now = self.link.engine_now(now);
         while let Some((call, letter)) = self.outbox.take_retry(now) {
-            self.outputs.push_back(SiblingOutput::Call(call, letter.call(engine_now, now)));
+            self.outputs.push_back(SiblingOutput::Call(call, letter.call(true, engine_now, now)));
+        }
+    }
+
+    /// Removes all states if the outbox forgot a removal: which states that one concerned is not known any more.
+    fn replace_lost_removals(&mut self, now: Instant) {
+        if self.outbox.take_lost_removal() {
+            self.send(Letter::Other(EngineCall::Remove(Removal::All)), now);
+            self.outbox.take_lost_removal(); // one that had no room beside it
         }
     }
 
@@ -425,7 +437,7 @@ impl Siblings {
         let id = CallId(self.next_number);
         self.next_number += 1;
         if self.link.is_up() {
-            let call = letter.call(self.link.engine_now(now), now);
+            let call = letter.call(false, self.link.engine_now(now), now);
             self.outputs.push_back(SiblingOutput::Call(id, call));
         }
         self.outbox.push(id, letter, now);

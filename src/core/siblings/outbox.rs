@@ -41,8 +41,8 @@ pub(super) struct LetterTimes {
 }
 
 impl Letter {
-    /// Returns the call with the ages of now.
-    pub(super) fn call(&self, sent_at: Option<EngineTime>, now: Instant) -> EngineCall {
+    /// Returns the call with the ages of now. `is_repeated`: the engine may have executed it.
+    pub(super) fn call(&self, is_repeated: bool, sent_at: Option<EngineTime>, now: Instant) -> EngineCall {
         match self {
             Letter::Land(spec, token, epoch, outcome, LetterTimes { as_of, began }) => {
                 let mut outcome = outcome.clone();
@@ -56,7 +56,9 @@ impl Letter {
             }
             Letter::Refuse(domain, at) => {
                 let age = now.saturating_duration_since(*at);
-                EngineCall::Refuse { domain: *domain, age, sent_at, is_repeated: false }
+                // P11: the key may have been accepted and rejected again within a moment.
+                let repeats_within = is_repeated.then_some(Duration::ZERO);
+                EngineCall::Refuse { domain: *domain, age, sent_at, repeats_within }
             }
             Letter::Pause(domain, until) => EngineCall::Pause(*domain, until.saturating_duration_since(now)),
             Letter::Other(call) => call.clone(),
@@ -81,6 +83,8 @@ pub(super) struct Outbox {
     /// Letters that the engine failed, and when they are sent again.
     retries: BTreeSet<(Instant, CallId)>,
     bytes: usize,
+    /// Whether a removal was forgotten without an answer.
+    has_lost_removal: bool,
 }
 
 #[derive(Debug)]
@@ -150,12 +154,18 @@ impl Outbox {
         let over: Vec<CallId> =
             self.letters.iter().filter(|(_, kept)| is_over(kept)).map(|(call, _)| *call).collect();
         over.into_iter().for_each(|call| _ = self.answered(call));
-        while let Some((&call, KeptLetter { since, .. })) = self.letters.first_key_value() {
+        while let Some((&call, KeptLetter { since, letter, .. })) = self.letters.first_key_value() {
             if *since + MAX_AGE > now && self.bytes <= MAX_BYTES && self.letters.len() <= MAX_CALLS {
                 return;
             }
+            self.has_lost_removal |= matches!(letter, Letter::Other(EngineCall::Remove(_)));
             self.answered(call);
         }
+    }
+
+    /// Returns whether a removal was forgotten without an answer, and forgets that.
+    pub(super) fn take_lost_removal(&mut self) -> bool {
+        std::mem::take(&mut self.has_lost_removal)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (CallId, &Letter)> {

@@ -258,9 +258,9 @@ pub enum EngineCall {
         age: Duration,
         /// The engine's time when the call was sent, as far as known.
         sent_at: Option<EngineTime>,
-        /// Whether the engine was called for this rejection before. It does nothing if it remembers that, or if the
-        /// key was accepted since.
-        is_repeated: bool,
+        /// Greatest time by which an equal rejection is earlier. Set if the engine may have been called for this one
+        /// before: it does nothing if it remembers an equal or a later one, or if the key was accepted since.
+        repeats_within: Option<Duration>,
     },
     /// Removes stored states, and publishes that.
     Remove(Removal),

@@ -72,7 +72,12 @@ impl HubTask {
     }
 
     fn removed_by_sibling(&mut self, removal: &Removal, now: Instant) {
-        let Some(PollSharing { removals, tasks, .. }) = self.sharing.as_deref_mut() else { return };
+        let Some(PollSharing { removals, removed_at, tasks, .. }) = self.sharing.as_deref_mut() else {
+            return;
+        };
+        if matches!(removal, Removal::All | Removal::Id(_)) {
+            *removed_at = Some(now);
+        }
         match removal {
             Removal::All => removals.remove(None, &self.cache, tasks),
             Removal::Id(job) => removals.remove(Some(job), &self.cache, tasks),
@@ -114,6 +119,9 @@ impl HubTask {
     /// Publishes that states are not used any more.
     pub(in crate::hub) fn publish_removal(&mut self, removal: Removal, now: Instant) {
         if let Some(sharing) = &mut self.sharing {
+            if matches!(removal, Removal::All | Removal::Id(_)) {
+                sharing.removed_at = Some(now);
+            }
             sharing.machine.handle(SiblingInput::Publish(EngineCall::Remove(removal)), now);
         }
     }

@@ -91,6 +91,8 @@ pub(super) struct PollSharing {
     names: Registrations,
     claims: ClaimCounts,
     removals: CacheRemovals,
+    /// When all states, or those of an id, were removed last, here or by a sibling.
+    removed_at: Option<Instant>,
     reports: LinkReports,
     /// Whether siblings have all that they need at present, so that the process may end.
     handed_over: watch::Sender<bool>,
@@ -104,6 +106,8 @@ struct OfferedPoll {
 
 /// The most inputs of one round.
 const MAX_INPUTS: usize = 1024;
+/// Time after which no answer to a claim counts.
+const LONGEST_CLAIM: Duration = Duration::from_secs(1);
 
 impl PollSharing {
     pub(super) fn new(deps: SharingDeps) -> Self {
@@ -121,6 +125,7 @@ impl PollSharing {
             names: Registrations::default(),
             claims: ClaimCounts::default(),
             removals: CacheRemovals::default(),
+            removed_at: None,
             reports: LinkReports::new(expected),
             handed_over: watch::Sender::new(false),
             is_draining: false,
@@ -449,10 +454,16 @@ impl HubTask {
         }
         if self.machines.of_poll(id).may_cache(id) {
             let is_new = !is_stored;
-            for state in &states {
+            for state in states.iter().filter(|state| is_new || !self.is_removed(state, now)) {
                 self.cache.store_shared(spec.domain, state, is_new, now);
             }
         }
+    }
+
+    /// Returns whether a state may have been removed after the engine read it: a removal can overtake the answer to a claim.
+    fn is_removed(&self, state: &JobState, now: Instant) -> bool {
+        let removed_at = self.sharing.as_ref().and_then(|sharing| sharing.removed_at);
+        removed_at.is_some_and(|at| state.as_of <= at && now < at + LONGEST_CLAIM)
     }
 
     /// Leaves all polls to siblings, and goes on with each until they have taken over.

@@ -21,9 +21,9 @@ impl HubTask {
         self.metrics.cluster.set_link(link_label(machine.link()));
         self.metrics.cluster.set_counts(machine.members(), machine.unanswered());
         if *is_draining {
-            // Without a link siblings find out by themselves.
+            // Without the engine siblings find out by themselves.
             let is_done = machine.polls().1 == 0 && machine.unanswered() == 0;
-            let is_done = is_done || is_apart;
+            let is_done = is_done || machine.is_alone();
             handed_over.send_if_modified(|done| std::mem::replace(done, is_done) != is_done);
         }
     }

@@ -121,11 +121,11 @@ impl EngineModel {
                 let answer = if was_member { done } else { EngineAnswer::Flushed };
                 (answer, vec![SiblingMessage::Beat(me, former)])
             }
-            EngineCall::Refuse { domain, age, sent_at, is_repeated } => {
+            EngineCall::Refuse { domain, age, sent_at, repeats_within } => {
                 let age = age + delay(sent_at, now);
                 let at = now.saturating_sub(age);
                 let refused_at = self.refused_at.entry(domain).or_default();
-                if is_repeated && *refused_at + Duration::from_secs(1) >= at {
+                if repeats_within.is_some_and(|margin| *refused_at + margin >= at) {
                     return (done, Vec::new());
                 }
                 *refused_at = at.max(*refused_at);

@@ -100,7 +100,7 @@ fn the_first_beat_that_succeeds_after_one_that_failed_makes_failed_calls_due_and
     assert_eq!(gateway.take(), ["remove", "remove"]);
     gateway.is_engine_up = true;
     gateway.pass(ms(500));
-    assert_eq!(gateway.take(), ["adopt", "remove"]);
+    assert_eq!(gateway.take(), ["remove", "adopt"]);
 }
 
 /// The engine does not know the name before a beat has succeeded.

@@ -144,6 +144,53 @@ fn the_outbox_keeps_1024_calls_for_two_minutes() {
     assert_eq!(gateway.machine.unanswered(), 0);
 }
 
+/// P10: the next link has one removal of all states for those that are lost.
+#[test]
+fn removals_that_the_outbox_has_forgotten_are_followed_by_one_of_all_states() {
+    let removal = || EngineCall::Remove(Removal::Id(JobId::new("a").unwrap()));
+    let removed = |gateway: &Gateway| match &gateway.calls["remove"].1 {
+        EngineCall::Remove(removal) => removal.clone(),
+        call => panic!("{call:?}"),
+    };
+    for (removals, pause, is_lost) in [
+        (1, outbox::MAX_AGE - ms(1), false),
+        (1, outbox::MAX_AGE, true),
+        (outbox::MAX_CALLS + 1, ms(0), true),
+    ] {
+        let mut gateway = Gateway::linked();
+        gateway.input(SiblingInput::LinkDown);
+        (0..removals).for_each(|_| gateway.input(SiblingInput::Publish(removal())));
+        gateway.pass(pause);
+        gateway.link_up(OTHER);
+        assert_eq!(removed(&gateway) == Removal::All, is_lost, "{removals} {pause:?}");
+    }
+}
+
+/// P10: the engine was full all the time.
+#[test]
+fn a_removal_that_failed_for_two_minutes_is_followed_by_one_of_all_states() {
+    let mut gateway = Gateway::linked();
+    gateway.input(SiblingInput::Publish(EngineCall::Remove(Removal::Id(JobId::new("a").unwrap()))));
+    gateway.is_engine_up = false;
+    for _ in 0..1_201 {
+        for kind in ["remove", "beat"] {
+            if gateway.calls.contains_key(kind) {
+                gateway.fail(kind);
+            }
+        }
+        gateway.pass(ms(100));
+    }
+    assert_eq!(gateway.machine.unanswered(), 0);
+    gateway.is_engine_up = true;
+    gateway.calls.clear();
+    gateway.pass(ms(1_000));
+    assert!(matches!(gateway.calls["remove"].1, EngineCall::Remove(Removal::All)));
+    gateway.answer("remove", EngineAnswer::Done(EngineTime(ms(0))));
+    gateway.take();
+    gateway.link_up(OTHER);
+    assert_eq!(gateway.take(), Vec::<String>::new());
+}
+
 #[test]
 fn the_outbox_keeps_16_mebibytes() {
     let mut gateway = Gateway::alone();
@@ -184,6 +231,19 @@ fn a_replica_that_stays_deaf_makes_its_polls_within_2_2_s_and_asks_for_no_new_on
     assert_eq!(gateway.machine.link(), LinkState::Near);
     gateway.open(3);
     assert_eq!(gateway.take().last().unwrap(), "claim");
+}
+
+/// P6: a drain that ends now would leave its guests without a word.
+#[test]
+fn a_replica_whose_link_is_too_new_to_be_heard_on_is_not_alone() {
+    let mut gateway = Gateway::linked();
+    gateway.input(SiblingInput::LinkDown);
+    assert!(gateway.machine.is_alone());
+    gateway.is_engine_up = false;
+    gateway.link_up(OTHER);
+    assert_eq!((gateway.machine.link(), gateway.machine.is_alone()), (LinkState::Apart, false));
+    gateway.pass(ms(1_500));
+    assert!(gateway.machine.is_alone(), "the engine is silent");
 }
 
 /// P1
@@ -279,6 +339,28 @@ fn an_engine_whose_clock_went_ahead_is_asked_for_the_leases() {
         let time = gateway.now.saturating_duration_since(gateway.zero) + ms(ahead);
         gateway.answer("beat", EngineAnswer::Done(EngineTime(time)));
         assert_eq!(gateway.take(), vec!["adopt"; asked], "{ahead}");
+    }
+}
+
+/// The nodes of a cluster have clocks of their own. A beat has the latest time of all.
+#[test]
+fn the_clock_of_the_node_that_answers_another_call_counts_for_nothing() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    gateway.open_held(2);
+    gateway.pass(ms(500));
+    for _ in 0..2 {
+        let time = gateway.now.saturating_duration_since(gateway.zero);
+        for of_node in [time, time + ms(5_000)] {
+            gateway.input(SiblingInput::Publish(EngineCall::Remove(Removal::All)));
+            gateway.answer("remove", EngineAnswer::Done(EngineTime(of_node)));
+            assert_eq!(gateway.take(), ["remove"]);
+        }
+        gateway.pass(ms(500));
+        gateway.input(SiblingInput::KeyRefused(KEY));
+        let EngineCall::Refuse { sent_at, .. } = gateway.calls["refuse"].1 else { panic!() };
+        assert_eq!(sent_at, Some(EngineTime(time + ms(500))));
+        gateway.take();
     }
 }
 

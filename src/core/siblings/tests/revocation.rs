@@ -148,9 +148,23 @@ fn a_rejection_is_not_repeated_once_the_key_is_accepted_again() {
         let expected: &[&str] = if is_repeated { &["refuse"] } else { &[] };
         assert_eq!(gateway.take(), expected, "{began:?}");
         if is_repeated {
-            let EngineCall::Refuse { age, is_repeated, .. } = gateway.calls["refuse"].1 else { panic!() };
-            assert_eq!((age, is_repeated), (ms(400), true));
+            let EngineCall::Refuse { age, repeats_within, .. } = gateway.calls["refuse"].1 else { panic!() };
+            assert_eq!((age, repeats_within), (ms(400), Some(ms(1_000))));
         }
+    }
+}
+
+/// P11: an acceptance at a sibling ends it. A second rejection within a moment is another one.
+#[test]
+fn a_rejection_that_the_engine_failed_is_sent_again_as_repeated_without_a_margin() {
+    let mut gateway = Gateway::linked();
+    gateway.input(SiblingInput::KeyRefused(KEY));
+    for (repeats_within, pause) in [(None, ms(500)), (Some(ms(0)), ms(1_000)), (Some(ms(0)), ms(2_000))] {
+        let (call, _) = gateway.calls["refuse"];
+        let EngineCall::Refuse { repeats_within: sent, .. } = gateway.calls["refuse"].1 else { panic!() };
+        assert_eq!(sent, repeats_within, "{call:?}");
+        gateway.fail("refuse");
+        gateway.pass(pause);
     }
 }
 
