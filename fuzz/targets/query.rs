@@ -215,7 +215,7 @@ fn check_round_trip(route: &Route, wait: &WaitQuery) {
 fn build(route: &Route, goal: u8, ids: &[&str]) {
     let askable: Vec<_> = route.ladder.rungs().filter(|&rung| route.ladder.is_askable(rung)).collect();
     let goal = askable.get(usize::from(goal)).map_or(Goal::Now, |&rung| Goal::Rung(rung));
-    // A longer id is no wait of the built-in route.
+    // The built-in route takes no longer ids.
     let ids = ids.iter().filter(|id| id.len() <= MAX_QUERY_ID_BYTES);
     let jobs = JobSet::new(ids.filter_map(|id| JobId::new(id).ok()));
     for form in [Form::Single, Form::Multi] {
