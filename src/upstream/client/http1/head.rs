@@ -262,7 +262,8 @@ fn is_chunked(headers: &HeaderMap) -> Option<bool> {
     let codings = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
     let (mut is_last, mut is_found) = (false, false);
     for coding in codings.map(<[u8]>::trim_ascii) {
-        if coding.is_empty() || !coding.iter().all(is_token_byte) {
+        // The name of a field is a token, like that of a coding (RFC 9110 section 5.6.2).
+        if HeaderName::from_bytes(coding).is_err() {
             return None;
         }
         is_last = coding.eq_ignore_ascii_case(b"chunked");
@@ -271,11 +272,6 @@ fn is_chunked(headers: &HeaderMap) -> Option<bool> {
         }
     }
     Some(is_last)
-}
-
-/// RFC 9110 section 5.6.2.
-fn is_token_byte(byte: &u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 fn parse_length(digits: &[u8]) -> Option<u64> {
