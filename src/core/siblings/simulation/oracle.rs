@@ -86,7 +86,7 @@ impl World {
 
     /// Returns the latest moment for an answer that is due for this job at that one, but for hops.
     ///
-    /// The bounds of several faults are not added: each fault before the answer, and each end of one, starts its bound anew.
+    /// The bounds of several faults do not add up. Each fault before the answer starts its own bound, and so does its end.
     fn latest(&self, client: &SweepClient, job: usize, due: Duration) -> Duration {
         let (lag, mut latest) = (self.lag(), due);
         if self.plan.is_failing {
