@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::Siblings;
 use super::claims::COMING_BACK;
 use super::outbox::Letter;
+use super::shared_poll::SharedPoll;
 use super::types::{CallId, EngineCall, KeyEpoch, PollName, ReplicaName};
 
 /// Time for which the upstream holds a poll that works again.
@@ -62,6 +63,8 @@ impl Siblings {
         let is_first = !self.link.has_beaten();
         let call = self.call(EngineCall::Adopt { spec, token, age, attempt_age, is_first });
         self.calls.insert(call, (name, token));
+        self.polls
+            .change(name, |poll| poll.own_mut().into_iter().for_each(|own| own.last_adopt = Some(call)));
         Some(call)
     }
 
@@ -109,6 +112,15 @@ impl Siblings {
         guests: Vec<ReplicaName>,
         now: Instant,
     ) {
+        let is_superseded = |poll: &mut SharedPoll| {
+            let own = poll.own_mut().filter(|own| own.last_adopt != Some(call))?;
+            own.asked.take_if(|asked| *asked == call);
+            Some(())
+        };
+        // The lease may be here again: a `Leave` would end it.
+        if lease.is_none() && self.polls.change(name, is_superseded).flatten().is_some() {
+            return;
+        }
         let linger = self.config.linger;
         // A guest that is gone is not heard again, and counts as dead then.
         let guests: BTreeSet<ReplicaName> =

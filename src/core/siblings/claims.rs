@@ -133,6 +133,7 @@ impl Siblings {
                 asked: None,
                 came: BTreeSet::new(),
                 left: BTreeSet::new(),
+                last_adopt: None,
                 adopt_at: None,
                 refused: 0,
                 guests_linger_until: None,

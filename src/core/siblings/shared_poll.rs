@@ -92,6 +92,8 @@ pub(super) struct OwnRun {
     pub(super) asked: Option<CallId>,
     pub(super) came: BTreeSet<ReplicaName>,
     pub(super) left: BTreeSet<ReplicaName>,
+    /// Latest question for the lease: its answer supersedes those to earlier ones.
+    pub(super) last_adopt: Option<CallId>,
     /// When to ask for the lease again after the engine refused it, and the refusals in a row.
     pub(super) adopt_at: Option<Instant>,
     pub(super) refused: u32,

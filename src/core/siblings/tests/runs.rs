@@ -284,7 +284,24 @@ fn the_guests_of_an_older_question_are_not_those_of_now() {
     assert_eq!(gateway.take(), ["adopt", "adopt"]);
 }
 
-/// P3
+/// P3: the lease that the newer question took would end with a `Leave`.
+#[test]
+fn a_refusal_that_a_newer_question_supersedes_ends_no_lease() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    gateway.message(SiblingMessage::Left(name(1), token(1)));
+    let (older, _) = gateway.calls["adopt"].clone();
+    gateway.message(SiblingMessage::Left(name(1), token(1)));
+    let adopted = |is_mine| EngineAnswer::Adopted { is_mine, epoch: EPOCH, guests: Vec::new() };
+    gateway.input(SiblingInput::Answer(older, adopted(false)));
+    gateway.answer("adopt", adopted(true));
+    assert_eq!(gateway.take(), ["adopt", "adopt"]);
+    // The refusal of the last question counts.
+    gateway.message(SiblingMessage::Left(name(1), token(1)));
+    gateway.answer("adopt", adopted(false));
+    assert_eq!(gateway.take(), ["adopt", "leave"]);
+}
+
 /// P3: three questions that were on their way together count as one refusal.
 #[test]
 fn refusals_of_the_same_moment_do_not_lengthen_the_pause() {
