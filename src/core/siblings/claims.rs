@@ -160,9 +160,14 @@ impl Siblings {
             return;
         }
         let Some((name, token)) = self.calls.remove(&call) else {
-            if matches!(answer, EngineAnswer::Flushed) && self.link.lost_membership(call) {
-                self.call(EngineCall::Flushed);
-                self.engine_flushed(now);
+            match answer {
+                EngineAnswer::Flushed if self.link.lost_membership(call) => {
+                    self.call(EngineCall::Flushed);
+                    self.engine_flushed(now);
+                }
+                // A loss of memory between the adoptions of this link and its first beat shows nowhere else.
+                EngineAnswer::Flushed => self.adopt_all(now),
+                _ => {}
             }
             return;
         };

@@ -44,10 +44,10 @@ use crate::core::sweep::{SeedOnPanic, seeds, setting};
 const HOLD: Duration = Duration::from_secs(120);
 
 /// Seeds that failed once.
-const REGRESSION_SEEDS: [u64; 29] = [
+const REGRESSION_SEEDS: [u64; 31] = [
     3545, 23_722, 28_627, 29_875, 33_493, 1_022_170, 1_121_118, 121_403, 1_125_321, 1_126_485, 375, 497,
     5219, 8015, 9375, 9846, 11_765, 18_958, 27_722, 40_871, 51_570, 62_510, 80_040, 81_895, 103_412, 103_617,
-    105_109, 105_681, 201_450,
+    105_109, 105_681, 201_450, 201_537, 1_212_952,
 ];
 
 #[test]

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::engine::EngineLease;
-use super::plan::SweepClient;
+use super::plan::{Fault, SweepClient};
 use super::replica::{PollMaker, Replica, attempt_of};
 use super::{HOLD, SweepEvent, ToEngine, World, domain};
 use crate::core::coalescer::{Failure, PollId, PollOutcome, PollSpec, WaitOutcome, WaitResult};
@@ -448,10 +448,12 @@ impl World {
     }
 
     /// Returns whether the key was rejected after an attempt began, as its replica knows it: a rejection counts as younger by
-    /// the time of its message.
+    /// the time of its message, and of its call if the engine's clock went back meanwhile.
     fn is_revoked(&self, domain: KeyDomain, since: Duration) -> bool {
         let (far_until, far) = self.far;
-        let on_its_way = if since <= far_until + far { far / 2 } else { Duration::ZERO };
+        let went_back = self.plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::ClockJump(false, _)));
+        let on_its_way = if went_back { far } else { far / 2 };
+        let on_its_way = if since <= far_until + far { on_its_way } else { Duration::ZERO };
         self.revoked_at.get(&domain.0[0]).is_some_and(|at| *at + self.lag() + on_its_way >= since)
     }
 

@@ -399,6 +399,19 @@ fn the_first_beat_of_a_link_proves_no_loss_of_memory() {
     assert_eq!(gateway.take(), Vec::<String>::new());
 }
 
+/// P3: the engine may have lost its memory after the adoptions, and before this beat.
+#[test]
+fn the_first_beat_of_a_link_asks_again_for_the_leases_of_an_engine_that_does_not_know_the_replica() {
+    let mut gateway = Gateway::alone();
+    gateway.open(1);
+    gateway.is_engine_up = false;
+    gateway.link_up(ME);
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: true, epoch: EPOCH, guests: Vec::new() });
+    gateway.take();
+    gateway.answer("beat", EngineAnswer::Flushed);
+    assert_eq!(gateway.take(), ["adopt"]);
+}
+
 #[test]
 fn a_new_poll_waits_until_all_polls_are_adopted() {
     let mut gateway = Gateway::linked();
