@@ -140,6 +140,16 @@ impl JobSet {
         self.0.is_empty()
     }
 
+    /// Returns the id of a set with a single one.
+    pub fn only(&self) -> Option<&JobId> {
+        if let [only] = &*self.0 { Some(only) } else { None }
+    }
+
+    /// Returns whether both are one set in memory. Equal sets need not be.
+    pub fn is_same(&self, other: &JobSet) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Returns whether the id is in the set.
     pub fn contains(&self, id: &JobId) -> bool {
         self.position(id).is_some()

@@ -49,7 +49,8 @@ pub(super) struct HubTask {
     pub(super) tracer: Tracer,
     pub(super) max_waits_per_key: usize,
     pub(super) askers: Askers,
-    pub(super) parked: Map<WaitId, ParkedWait>,
+    /// Boxed: a table has up to twice as many places as entries.
+    pub(super) parked: Map<WaitId, Box<ParkedWait>>,
     pub(super) keys: Map<KeyDomain, ParkedKey>,
     pub(super) polls: Map<PollId, PollTask>,
     /// The attempts that are being made. All end with the hub's task.
@@ -256,7 +257,7 @@ impl HubTask {
             max_age,
             links,
         };
-        self.parked.insert(id, parked_wait);
+        self.parked.insert(id, Box::new(parked_wait));
         let spec = WaitSpec {
             domain,
             form: wait.form,
@@ -321,7 +322,7 @@ impl HubTask {
 
     /// Removes a wait. `end` is `None` for a wait that the hub rejects.
     pub(super) fn unpark(&mut self, id: WaitId, end: Option<WaitEnd>, now: Instant) -> Option<Responder> {
-        let ParkedWait { responder, domain, member, since, .. } = self.parked.remove(&id)?;
+        let ParkedWait { responder, domain, member, since, .. } = *self.parked.remove(&id)?;
         if let Some(end) = end {
             self.metrics.waits.finish(end, now.saturating_duration_since(since));
         }

@@ -122,9 +122,7 @@ impl Coalescer {
             self.state.learn_latest(domain, state);
             affected.extend(self.newly_answered(domain, &job));
         }
-        for wait in affected {
-            self.settle_if_answered(wait, landing.as_ref(), now);
-        }
+        self.settle_answered(&mut affected.into_iter().collect(), landing.as_ref(), now);
         self.postpone(id, pace, now);
         self.throttle(id, landing.as_ref(), pace, now);
     }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use super::state::remove_sorted;
 use super::types::{PollId, PollSpec, WaitId};
 use crate::core::Map;
 use crate::core::job::{JobId, JobSet, JobState, KeyDomain};
@@ -186,6 +187,20 @@ impl JobIndex {
         self.remove(domain, jobs, |entry| {
             entry.waits.remove(&id);
             entry.interested.remove(&(goal, id));
+        });
+    }
+
+    /// Removes waits on these jobs. Both lists are sorted.
+    pub(super) fn remove_waits(
+        &mut self,
+        domain: KeyDomain,
+        jobs: &JobSet,
+        waits: &[WaitId],
+        interested: &[(Goal, WaitId)],
+    ) {
+        self.remove(domain, jobs, |entry| {
+            remove_sorted(&mut entry.waits, waits);
+            remove_sorted(&mut entry.interested, interested);
         });
     }
 

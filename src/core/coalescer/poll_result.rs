@@ -159,7 +159,7 @@ impl Coalescer {
         }
         affected.sort(); // A stable sort is linear here: the parts are sorted.
         affected.dedup();
-        affected.retain(|wait| !self.settle_if_answered(*wait, landing.as_ref(), now));
+        self.settle_answered(&mut affected, landing.as_ref(), now);
         // Mostly no wait is left. The others still lack other jobs, and are not looked up for these ones again.
         interested.retain(|_| !affected.is_empty());
         for (job, waits) in interested {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::Coalescer;
 use super::poll_result::Landing;
-use super::types::{Cost, Failure, Output, WaitId, WaitOutcome, WaitResult};
+use super::types::{Cost, Failure, Output, WaitId, WaitOutcome, WaitResult, WaitSpec};
 use crate::core::job::JobState;
 
 /// Waits for more jobs than this remember how many of them are answered.
@@ -14,26 +14,67 @@ const FEW_JOBS: usize = 8;
 impl Coalescer {
     /// Settles the wait if each of its jobs has an answer. Returns whether it did.
     pub(super) fn settle_if_answered(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) -> bool {
-        let Some(wait) = self.state.wait(id) else { return false };
-        // Answers stay. A wait for many jobs resumes at its first job without one.
-        let is_wide = wait.spec.jobs.len() > FEW_JOBS;
-        let mut rest = wait.spec.jobs.iter().skip(wait.answered);
-        if is_wide && let Some(further) = rest.position(|job| self.reached_state(wait, job).is_none()) {
-            if let Some(wait) = self.state.wait_mut(id) {
-                wait.answered += further;
+        let mut waits = vec![id];
+        self.settle_answered(&mut waits, landing, now);
+        waits.is_empty()
+    }
+
+    /// Settles those of the sorted waits that have an answer for each of their jobs, and takes them out of `waits`.
+    ///
+    /// Ten thousand waits may end with one poll. So the last state of their job is looked up once, and all of them leave
+    /// the sets of the state together.
+    pub(super) fn settle_answered(
+        &mut self,
+        waits: &mut Vec<WaitId>,
+        landing: Option<&Landing>,
+        now: Instant,
+    ) {
+        let mut outputs = std::mem::take(&mut self.outputs);
+        let (mut settled, mut resume_at) = (Vec::new(), Vec::new());
+        let mut last: Option<(&WaitSpec, Option<&JobState>)> = None;
+        waits.retain(|&id| {
+            let Some(wait) = self.state.wait(id) else { return true };
+            let spec = &wait.spec;
+            // Answers stay. A wait for many jobs resumes at its first job without one.
+            let is_wide = spec.jobs.len() > FEW_JOBS;
+            let mut rest = spec.jobs.iter().skip(wait.answered);
+            if is_wide && let Some(further) = rest.position(|job| self.reached_state(wait, job).is_none()) {
+                resume_at.push((id, wait.answered + further));
+                return true;
             }
-            return false;
-        }
-        let answers = wait.spec.jobs.iter().map(|job| self.reached_state(wait, job).cloned());
-        let Some(states) = answers.collect::<Option<Vec<JobState>>>() else { return false };
-        let direct = landing.is_some_and(|landing| {
-            landing.opener == Some(id) && states.iter().all(|state| Arc::ptr_eq(&state.head, &landing.head))
+            let states: Option<Vec<JobState>> = match spec.jobs.only() {
+                Some(job) => {
+                    let is_same =
+                        |last: &WaitSpec| last.domain == spec.domain && last.jobs.is_same(&spec.jobs);
+                    let seen = match last {
+                        Some((last, seen)) if is_same(last) => seen,
+                        Some(_) | None => self.state.job_index().state(spec.domain, job),
+                    };
+                    last = Some((spec, seen));
+                    self.reached_state_with(wait, job, seen).map(|state| vec![state.clone()])
+                }
+                None => spec.jobs.iter().map(|job| self.reached_state(wait, job).cloned()).collect(),
+            };
+            let Some(states) = states else { return true };
+            let direct = landing.is_some_and(|landing| {
+                landing.opener == Some(id)
+                    && states.iter().all(|state| Arc::ptr_eq(&state.head, &landing.head))
+            });
+            let reached =
+                states.iter().all(|state| state.rung.is_none_or(|rung| spec.goal.is_reached_by(rung)));
+            let end = if reached { WaitOutcome::Reached(states) } else { WaitOutcome::TimedOut(states) };
+            outputs.push_back(Output::Settle(id, WaitResult { how: wait.cost(), direct, end }));
+            settled.push(id);
+            false
         });
-        let reached =
-            states.iter().all(|state| state.rung.is_none_or(|rung| wait.spec.goal.is_reached_by(rung)));
-        let end = if reached { WaitOutcome::Reached(states) } else { WaitOutcome::TimedOut(states) };
-        self.settle(id, end, direct, now);
-        true
+        self.outputs = outputs;
+        for (id, answered) in resume_at {
+            if let Some(wait) = self.state.wait_mut(id) {
+                wait.answered = answered;
+            }
+        }
+        let polls = self.state.remove_waits(&settled);
+        self.let_linger(polls, now);
     }
 
     /// Settles the wait if open polls prove the states that answer it (P7). Returns whether it did.
@@ -53,8 +94,7 @@ impl Coalescer {
 
     pub(super) fn settle(&mut self, id: WaitId, end: WaitOutcome, direct: bool, now: Instant) {
         let Some(wait) = self.state.remove_wait(id) else { return };
-        let how = if wait.opened { Cost::Opened } else { Cost::Coalesced };
-        self.outputs.push_back(Output::Settle(id, WaitResult { how, direct, end }));
+        self.outputs.push_back(Output::Settle(id, WaitResult { how: wait.cost(), direct, end }));
         self.let_linger(wait.attached_polls, now);
     }
 

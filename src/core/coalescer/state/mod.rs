@@ -1,15 +1,18 @@
 //! State of the [`Coalescer`](super::Coalescer): waits, polls, the links between both, the job index, the timers. Each
 //! method keeps all of them consistent. No method decides anything.
 
+mod removal;
+
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+pub(super) use self::removal::remove_sorted;
 use super::chain::ChainLink;
 use super::job_index::JobIndex;
 use super::poll_set::PollSet;
 use super::private_states::PrivateStates;
 use super::timing::Timing;
-use super::types::{Cause, Failure, LastFailure, PollId, PollSpec, Proof, WaitId, WaitSpec};
+use super::types::{Cause, Cost, Failure, LastFailure, PollId, PollSpec, Proof, WaitId, WaitSpec};
 use crate::core::Map;
 use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::route::Goal;
@@ -63,6 +66,10 @@ impl Wait {
 
     pub(super) fn deadline(&self) -> Instant {
         self.spec.arrived + self.spec.timeout // P2: from the wait's own arrival
+    }
+
+    pub(super) fn cost(&self) -> Cost {
+        if self.opened { Cost::Opened } else { Cost::Coalesced }
     }
 
     /// Returns whether the client expects an answer at once.
@@ -214,7 +221,8 @@ pub(super) enum TimerOwner {
 /// Maps are only looked up, sets are iterated, so the same inputs give the same outputs.
 #[derive(Debug, Default)]
 pub(super) struct CoalescerState {
-    waits: Map<WaitId, Wait>,
+    /// Boxed: a table has up to twice as many places as entries.
+    waits: Map<WaitId, Box<Wait>>,
     polls: Map<PollId, Poll>,
     watches: BTreeSet<PollId>,
     job_index: JobIndex,
@@ -223,11 +231,11 @@ pub(super) struct CoalescerState {
 
 impl CoalescerState {
     pub(super) fn wait(&self, id: WaitId) -> Option<&Wait> {
-        self.waits.get(&id)
+        self.waits.get(&id).map(Box::as_ref)
     }
 
     pub(super) fn wait_mut(&mut self, id: WaitId) -> Option<&mut Wait> {
-        self.waits.get_mut(&id)
+        self.waits.get_mut(&id).map(Box::as_mut)
     }
 
     pub(super) fn poll(&self, id: PollId) -> Option<&Poll> {
@@ -277,21 +285,8 @@ impl CoalescerState {
         let wait = Wait::new(spec);
         self.job_index.add_wait(id, wait.spec.domain, &wait.spec.jobs, wait.spec.goal);
         self.timers.insert((wait.due, TimerOwner::Wait(id)));
-        let before = self.waits.insert(id, wait);
+        let before = self.waits.insert(id, Box::new(wait));
         debug_assert!(before.is_none(), "{id:?} joined twice");
-    }
-
-    /// Removes a wait and detaches it from its polls, which stay in its `attached_polls`: the caller lets them linger.
-    pub(super) fn remove_wait(&mut self, id: WaitId) -> Option<Wait> {
-        let wait = self.waits.remove(&id)?;
-        self.timers.remove(&(wait.due, TimerOwner::Wait(id)));
-        for poll in &wait.attached_polls {
-            if let Some(poll) = self.polls.get_mut(poll) {
-                poll.waits.remove(&id);
-            }
-        }
-        self.job_index.remove_wait(id, wait.spec.domain, &wait.spec.jobs, wait.current_goal);
-        Some(wait)
     }
 
     pub(super) fn set_phase(&mut self, id: WaitId, phase: WaitPhase, due: Instant) {
@@ -316,7 +311,7 @@ impl CoalescerState {
     pub(super) fn cap(&mut self, id: WaitId, until: Instant) {
         if let Some(&Wait {
             phase: phase @ (WaitPhase::Grace { .. } | WaitPhase::Snapshot { .. }), due, ..
-        }) = self.waits.get(&id)
+        }) = self.wait(id)
             && until < due
         {
             self.set_phase(id, phase, until);
@@ -402,9 +397,14 @@ impl CoalescerState {
     }
 
     fn link(&mut self, wait: WaitId, poll_id: PollId) {
-        let spec = self.waits.get(&wait).map(|wait| &wait.spec);
-        let (keep, proof) = spec.map_or((false, Proof::Never), |spec| (spec.keep, spec.proof));
+        let spec = self.waits.get_mut(&wait).map(|wait| &mut wait.spec);
+        let (keep, proof) = spec.as_ref().map_or((false, Proof::Never), |spec| (spec.keep, spec.proof));
         let Some(poll) = self.polls.get_mut(&poll_id) else { return };
+        if let Some(spec) = spec
+            && spec.jobs == poll.spec.jobs
+        {
+            spec.jobs = poll.spec.jobs.clone(); // one set in memory for all of its waits
+        }
         poll.waits.insert(wait);
         poll.may_cache |= keep;
         poll.may_contradict |= proof == Proof::NoCache;
@@ -471,7 +471,7 @@ impl CoalescerState {
     }
 
     pub(super) fn all_waits(&self) -> impl Iterator<Item = (WaitId, &Wait)> {
-        self.waits.iter().map(|(&id, wait)| (id, wait))
+        self.waits.iter().map(|(&id, wait)| (id, wait.as_ref()))
     }
 
     /// Asserts that each link has its other end and each timer its owner.
