@@ -1,10 +1,12 @@
 """Load generators on the core for load: requests per second of a server, and CPU per request."""
 
+import json
 import re
 import resource
 import subprocess
+import urllib.request
 
-from .peers import LOAD_CORE
+from .peers import KIT_BUILD, LOAD_CORE
 
 CLIP = "00000000-0000-4000-8000-000000000000"
 HIT = f"/v2/generate/audio/suno-ai/clip?clip_id={CLIP}&status=completed"
@@ -15,12 +17,17 @@ HTTP2_CONNECTIONS, HTTP2_STREAMS = 8, 8
 MILLISECONDS = {"us": 1e-3, "ms": 1, "s": 1e3, "m": 6e4}
 
 
+def get(server, path, timeout=10):
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", headers={"Authorization": "Bearer k"})
+    return urllib.request.urlopen(request, timeout=timeout).read()
+
+
 def requests(server, path, seconds, http=1):
     """Runs one round. Returns the figures of the generator, and the CPU per request of server and generator in microseconds.
 
     A server that waits for the generator is cheaper: it rarely has to wake it. So its utilization is returned, too.
     """
-    command = wrk if http == 1 else h2load
+    command = wrk if http == 1 else http2_load
     cpu, load = server.cpu(), children_cpu()
     output, read = command(server, path, seconds)
     cpu, load = server.cpu() - cpu, children_cpu() - load
@@ -58,29 +65,26 @@ def of_wrk(output):
     )
 
 
-def h2load(server, path, seconds):
-    url = f"http://127.0.0.1:{server.http2_port}{path}"
+def http2_load(server, path, seconds):
+    """Compares each response with the length of one over HTTP/1.1."""
+    body = get(server, path)
     return run(
-        "h2load",
-        "-t1",
-        f"-c{HTTP2_CONNECTIONS}",
-        f"-m{HTTP2_STREAMS}",
-        f"-D{seconds}",
-        "-H",
-        "authorization: Bearer k",
-        url,
-    ), of_h2load
+        KIT_BUILD / "http2_load",
+        *("--to", f"127.0.0.1:{server.http2_port}", "--target", path, "--body", len(body)),
+        *("--connections", HTTP2_CONNECTIONS, "--streams", HTTP2_STREAMS, "--seconds", seconds),
+    ), of_http2_load
 
 
-def of_h2load(output):
-    n = int(re.search(r"(\d+) done", output)[1])
-    good = int(re.search(r"status codes: (\d+) 2xx", output)[1])
-    # Requests in flight at the end may count as good.
-    return dict(n=n, bad=max(0, n - good), rps=float(re.search(r"finished in [^,]+, ([\d.]+) req/s", output)[1]))
+def of_http2_load(output):
+    try:
+        seen = json.loads(output)
+    except ValueError:
+        return dict(n=0, bad=0, rps=0)
+    return dict(n=seen["requests"], bad=seen["bad"], rps=seen["requests"] / seen["seconds"])
 
 
 def run(*command):
-    done = subprocess.run(["taskset", "-c", LOAD_CORE, *command], capture_output=True, text=True)
+    done = subprocess.run(["taskset", "-c", LOAD_CORE, *map(str, command)], capture_output=True, text=True)
     return done.stdout + done.stderr
 
 

@@ -58,7 +58,7 @@ class Peer:
             HTTP2=self.http2_port and self.http2_port + shift,
             UPSTREAM=upstream,
             SECONDS=unreached_within,
-            HOLD=hold,
+            HOLD_MS=round(1000 * hold),
             LOG=log,
         )
         return Running(self, values)
