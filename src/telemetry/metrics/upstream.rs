@@ -25,6 +25,8 @@ const CALL_BUCKETS: &[f64] =
 #[derive(Debug)]
 pub struct UpstreamMetrics {
     calls: Family<CallLabels, Counter>,
+    /// The counters of responses with 200 in `calls`, where a look-up costs as much as all other metrics of a request.
+    usual_calls: EnumMap<CallKind, EnumMap<CallCause, Option<Counter>>>,
     times: EnumMap<CallKind, ShardedHistogram>,
     /// Sums of `calls`: a family cannot be summed.
     counts: EnumMap<CallKind, Counter>,
@@ -97,8 +99,10 @@ impl UpstreamMetrics {
         let calls = Family::<CallLabels, Counter>::default();
         let calls_help = "Ended requests to the upstream; each attempt of a poll counts";
         register(registry, "clipgate_upstream_requests_total", calls_help, calls.clone());
+        let mut usual_calls = EnumMap::<CallKind, EnumMap<CallCause, Option<Counter>>>::default();
         for (kind, cause) in USUAL_CALLS {
-            calls.get_or_create_owned(&CallLabels::new(kind, Code::Status(200), cause));
+            let counter = calls.get_or_create_owned(&CallLabels::new(kind, Code::Status(200), cause));
+            usual_calls[kind][cause] = Some(counter);
         }
         let (retries, polls, polls_waiting) = (Counter::default(), Gauge::default(), Gauge::default());
         let (watches, breaker_open) = (Gauge::default(), Gauge::default());
@@ -115,6 +119,7 @@ impl UpstreamMetrics {
             "Time of upstream requests: to the end of a poll's response, or to the head of another response";
         Self {
             calls,
+            usual_calls,
             times: histograms(registry, "clipgate_upstream_seconds", times_help, "kind", CALL_BUCKETS),
             counts: EnumMap::default(),
             by_cause: EnumMap::default(),
@@ -222,7 +227,10 @@ impl Drop for CallTimer<'_> {
     fn drop(&mut self) {
         let Self { upstream, kind, cause, began, code, ref mut fault } = *self;
         let now = clock::now();
-        upstream.calls.get_or_create_owned(&CallLabels::new(kind, code, cause)).inc();
+        match &upstream.usual_calls[kind][cause] {
+            Some(usual) if code == Code::Status(200) => usual.inc(),
+            _ => upstream.calls.get_or_create_owned(&CallLabels::new(kind, code, cause)).inc(),
+        };
         upstream.counts[kind].inc();
         upstream.by_cause[cause].inc();
         upstream.times[kind].observe(now.saturating_duration_since(began));
