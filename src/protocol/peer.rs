@@ -1,7 +1,13 @@
 //! The other end of a client's connection, and addresses as text.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+
+use arrayvec::ArrayString;
+
+/// Text of an address. The longest is an IPv6 address that ends in an IPv4 address.
+pub(super) type AddressText = ArrayString<45>;
 
 /// The other end of a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,19 +43,28 @@ impl Peer {
 }
 
 pub(crate) fn address_text(ip: IpAddr) -> String {
-    let mut text = String::with_capacity("255.255.255.255".len());
-    push_address(&mut text, ip);
-    text
+    short_text(ip).as_str().to_owned()
 }
 
-/// Appends the address as its `Display` writes it. That is slow for IPv4, and each request has several addresses.
-pub(super) fn push_address(text: &mut String, ip: IpAddr) {
-    let IpAddr::V4(ip) = ip else { return text.push_str(&ip.to_string()) };
-    let mut digits = itoa::Buffer::new();
+/// Returns the address as its `Display` writes it. That is slow for IPv4, and each request has several addresses.
+pub(super) fn short_text(ip: IpAddr) -> AddressText {
+    let mut text = AddressText::new();
+    let IpAddr::V4(ip) = ip else {
+        write!(text, "{ip}").expect("an address has at most 45 bytes");
+        return text;
+    };
     for (n, octet) in ip.octets().into_iter().enumerate() {
+        let digit = |value: u8| char::from(b'0' + value % 10);
         if n > 0 {
             text.push('.');
         }
-        text.push_str(digits.format(octet));
+        if octet >= 100 {
+            text.push(digit(octet / 100));
+        }
+        if octet >= 10 {
+            text.push(digit(octet / 10));
+        }
+        text.push(digit(octet));
     }
+    text
 }

@@ -100,25 +100,30 @@ impl Gateway {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
+        // Shared: the upload may outlast the response, and the tunnel both.
+        let open = OpenRequest::new(self.client_access(request.headers(), &state), Some(slot));
+        let request = request.map(|body| GuardedBody::new(body, Arc::clone(&open)));
+        state.log.disposition = Disposition::Passthrough;
+        let is_read = [Method::GET, Method::HEAD].contains(request.method());
+        // Only links need them.
+        let headers = self.0.links.as_ref().map(|_| request.headers());
+        let host = headers.and_then(|headers| requested_host(request.uri(), headers));
+        let is_proxied = headers.is_some_and(is_proxied);
+        let action = PendingAction::of(&self, &request, identity.as_ref());
+        let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
+        let uri = request.uri().clone();
+        // In open mode the key that the upstream rejects is the client's own, and no key of the domain.
+        let key = identity.as_ref().map(|identity| (identity.domain, identity.origin != KeyOrigin::Open));
+        let credential = identity.map(|identity| identity.credential);
+        let account = UpstreamAccount { credential, is_lent: state.is_lent };
+        // Not a part of the future, which would move the request with each step.
+        let prepared = self.0.passthrough.prepare(request, state.log.ctx(), account, &state.span);
         Box::pin(async move {
-            // Shared: the upload may outlast the response, and the tunnel both.
-            let open = OpenRequest::new(self.client_access(request.headers(), &state), Some(slot));
-            let request = request.map(|body| GuardedBody::new(body, Arc::clone(&open)));
-            state.log.disposition = Disposition::Passthrough;
-            let is_read = [Method::GET, Method::HEAD].contains(request.method());
-            // Only links need them.
-            let headers = self.0.links.as_ref().map(|_| request.headers());
-            let host = headers.and_then(|headers| requested_host(request.uri(), headers));
-            let is_proxied = headers.is_some_and(is_proxied);
-            let action = PendingAction::of(&self, &request, identity.as_ref());
-            let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
-            let uri = request.uri().clone();
-            let credential = identity.as_ref().map(|identity| identity.credential.clone());
-            let account = UpstreamAccount { credential, is_lent: state.is_lent };
-            let revoked = async { open.revocation().await };
-            let passthrough = &self.0.passthrough;
-            let forwarding = passthrough.forward(request, state.log.ctx(), account, &state.span, revoked);
-            let PassthroughResponse { mut response, tunnel } = match forwarding.await {
+            let forwarded = match prepared {
+                Ok(prepared) => self.0.passthrough.forward(prepared, async { open.revocation().await }).await,
+                Err(error) => Err(error),
+            };
+            let PassthroughResponse { mut response, tunnel } = match forwarded {
                 Ok(passed) => passed,
                 // A revocation also ends the upload early.
                 Err(PassthroughError::Revoked | PassthroughError::Upload(_)) if open.is_revoked() => {
@@ -134,16 +139,14 @@ impl Gateway {
             if let Some(action) = action {
                 action.answered(response.status());
             }
-            if let Some(identity) = identity {
-                // In open mode the key that the upstream rejects is the client's own, and no key of the domain.
-                let has_key = identity.origin != KeyOrigin::Open;
+            if let Some((domain, has_key)) = key {
                 let verdict = key_verdict(response.status()).filter(|_| has_key);
                 let is_missing = is_read && response.status() == StatusCode::NOT_FOUND;
                 if is_missing || !matches!(verdict, Some(KeyVerdict::Accepted) | None) {
                     let named = query::named(&self.0.routes, uri.path(), uri.query());
-                    self.record_key_verdict(verdict, identity.domain, &named);
+                    self.record_key_verdict(verdict, domain, &named);
                     if is_missing {
-                        self.remove_missing(identity.domain, &named);
+                        self.remove_missing(domain, &named);
                     }
                 }
             }
