@@ -48,23 +48,39 @@ pub(crate) fn address_text(ip: IpAddr) -> String {
 
 /// Returns the address as its `Display` writes it. That is slow for IPv4, and each request has several addresses.
 pub(super) fn short_text(ip: IpAddr) -> AddressText {
-    let mut text = AddressText::new();
     let IpAddr::V4(ip) = ip else {
+        let mut text = AddressText::new();
         write!(text, "{ip}").expect("an address has at most 45 bytes");
         return text;
     };
-    for (n, octet) in ip.octets().into_iter().enumerate() {
-        let digit = |value: u8| char::from(b'0' + value % 10);
-        if n > 0 {
-            text.push('.');
+    let (mut digits, mut length) = ([b'.'; "255.255.255.255".len()], 0);
+    for octet in ip.octets() {
+        for (least, power) in [(100, 100), (10, 10), (0, 1)] {
+            if octet >= least {
+                digits[length] = b'0' + octet / power % 10;
+                length += 1;
+            }
         }
-        if octet >= 100 {
-            text.push(digit(octet / 100));
-        }
-        if octet >= 10 {
-            text.push(digit(octet / 10));
-        }
-        text.push(digit(octet));
+        length += 1; // the dot
     }
-    text
+    let text = std::str::from_utf8(&digits[..length - 1]).expect("digits and dots are text");
+    AddressText::from(text).expect("an IPv4 address has at most 15 bytes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_written_as_its_display_writes_it() {
+        let octets = [0, 1, 9, 10, 19, 99, 100, 101, 110, 199, 200, 255];
+        for (a, b) in octets.into_iter().flat_map(|a| octets.map(|b| (a, b))) {
+            let ip = IpAddr::from([a, b, b, a]);
+            assert_eq!(address_text(ip), ip.to_string());
+        }
+        let longest = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
+        for ip in ["::1", "2001:db8::7", "::ffff:255.255.255.255", longest] {
+            assert_eq!(address_text(ip.parse().unwrap()), ip);
+        }
+    }
 }

@@ -23,7 +23,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::Either;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Extensions, Method, Request, Response, StatusCode, Version};
@@ -261,11 +260,8 @@ impl Passthrough {
     ) -> Result<PassthroughResponse, PassthroughError> {
         let PreparedRequest { outgoing, progress, upgrade, is_lent } = request;
         let mut call = self.metrics.upstream.call(CallKind::Passthrough, CallCause::Passthrough);
-        let sending = match upgrade {
-            Some(_) => Either::Left(self.client.send_upgrade(outgoing)),
-            None => Either::Right(self.client.send(outgoing)),
-        };
-        let sent = self.response_head(progress.as_deref(), sending, revoked).await;
+        let sending = pin!(self.client.send_upgradable(outgoing, upgrade.is_some()));
+        let sent = self.response_head(progress.as_deref(), sending, pin!(revoked)).await;
         if let Err(PassthroughError::Send(error)) = &sent {
             call.note_error(error);
         }
@@ -284,10 +280,9 @@ impl Passthrough {
     async fn response_head(
         &self,
         progress: Option<&UploadProgress>,
-        sending: impl Future<Output = Result<Response<ResponseBody>, SendError>>,
-        revoked: impl Future<Output = ()>,
+        mut sending: Pin<&mut impl Future<Output = Result<Response<ResponseBody>, SendError>>>,
+        mut revoked: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Response<ResponseBody>, PassthroughError> {
-        let (mut sending, mut revoked) = (pin!(sending), pin!(revoked));
         let sent_at = clock::now();
         let last_progress = || progress.map_or(sent_at, UploadProgress::last_progress);
         let watched_from = last_progress() + UNWATCHED;

@@ -501,7 +501,8 @@ async fn progress_of_the_upload_extends_the_head_timeout() {
         drop(listener);
         passthrough.client.send(Request::new(Body::empty())).await
     };
-    let (outcome, ()) = tokio::join!(passthrough.response_head(Some(&progress), sending, pending()), moving);
+    let (sending, revoked) = (pin!(sending), pin!(pending()));
+    let (outcome, ()) = tokio::join!(passthrough.response_head(Some(&progress), sending, revoked), moving);
     assert!(matches!(outcome, Err(PassthroughError::Send(_))), "the result is that of the client");
 }
 

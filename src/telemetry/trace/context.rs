@@ -67,8 +67,8 @@ impl TraceContext {
 /// Writes two digits a byte, at a third of the cost of the crate `hex`: each passed-through request has 25 of these bytes.
 fn write_hex(bytes: &[u8], digits: &mut [u8]) {
     let digit = |value: u8| value + if value < 10 { b'0' } else { b'a' - 10 };
-    for (byte, pair) in bytes.iter().zip(digits.chunks_exact_mut(2)) {
-        pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+    for (byte, pair) in bytes.iter().zip(digits.as_chunks_mut().0) {
+        *pair = [digit(byte >> 4), digit(byte & 15)];
     }
 }
 

@@ -259,15 +259,17 @@ impl Client {
         &self,
         request: impl Into<Box<OutgoingRequest>>,
     ) -> impl Future<Output = Result<Response<ResponseBody>, SendError>> {
-        self.pool.send(request.into(), None)
+        self.send_upgradable(request.into(), false)
     }
 
-    /// Like [`Client::send`], always over HTTP/1.1, so that the connection can be upgraded.
-    pub(crate) fn send_upgrade(
+    /// Like [`Client::send`]. A request to upgrade its connection goes over HTTP/1.1.
+    pub(crate) fn send_upgradable(
         &self,
-        request: impl Into<Box<OutgoingRequest>>,
+        request: Box<OutgoingRequest>,
+        is_upgrade: bool,
     ) -> impl Future<Output = Result<Response<ResponseBody>, SendError>> {
-        self.tunnels.send(request.into(), None)
+        let pool = if is_upgrade { &self.tunnels } else { &self.pool };
+        pool.send(request, None)
     }
 
     /// Like [`Client::send`], and reports when the request is on a connection.
