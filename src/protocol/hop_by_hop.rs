@@ -14,7 +14,7 @@ use super::field_value::tokens;
 /// Strip before adding fields: a sender may list any name, also that of a field which the gateway adds.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     // Most messages have none. To look for each of the names costs six times as much.
-    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+    if !headers.keys().any(is_hop_by_hop) {
         return;
     }
     let accepts_trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
@@ -26,6 +26,22 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if accepts_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Returns whether [`HOP_BY_HOP`] has the name. To compare the text costs a fifth of nine comparisons of names.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    )
 }
 
 pub(super) static HOP_BY_HOP: [HeaderName; 9] = [
@@ -67,6 +83,16 @@ mod tests {
         ]);
         strip_hop_by_hop(&mut headers);
         assert_eq!(headers, map(&[("trailer", "x-sum"), ("x-end", "1")]));
+    }
+
+    #[test]
+    fn a_message_with_one_hop_by_hop_field_loses_it() {
+        for name in &HOP_BY_HOP {
+            let mut headers = map(&[("x-end", "1")]);
+            headers.insert(name, HeaderValue::from_static("x"));
+            strip_hop_by_hop(&mut headers);
+            assert_eq!(headers, map(&[("x-end", "1")]), "{name}");
+        }
     }
 
     #[test]
