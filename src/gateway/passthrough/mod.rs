@@ -82,6 +82,18 @@ struct UpstreamAccount {
     is_lent: bool,
 }
 
+/// A request that can be sent to the upstream.
+struct PreparedRequest {
+    request: OutgoingRequest,
+    progress: Arc<UploadProgress>,
+    /// The protocols that the client offers to switch to.
+    upgrade: Option<HeaderValue>,
+    /// The client's connection, after a 101.
+    downstream: OnUpgrade,
+    /// Whether the account is the gateway's, not the client's own.
+    is_lent: bool,
+}
+
 /// A response whose body is still arriving.
 pub struct PassthroughResponse {
     pub response: Response<Body>,
@@ -165,18 +177,14 @@ impl Passthrough {
         Self { client, max_body, head_timeout, metrics }
     }
 
-    /// Sends the request to the upstream and returns the response. `span` becomes the request's `traceparent`.
-    /// `revoked` ends once the client's access is revoked. Only a request that takes long polls it.
-    ///
-    /// Cancel safe: dropping the future, or later the body of the response, ends the request at the upstream.
-    async fn forward<B>(
+    /// Builds the request to the upstream. `span` becomes its `traceparent`.
+    fn prepare<B>(
         &self,
         mut request: Request<B>,
         ctx: &RequestCtx,
         account: UpstreamAccount,
         span: &RequestSpan,
-        revoked: impl Future<Output = ()>,
-    ) -> Result<PassthroughResponse, PassthroughError>
+    ) -> Result<PreparedRequest, PassthroughError>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
@@ -190,27 +198,46 @@ impl Passthrough {
         }
         let upgrade = requested_upgrade(&request);
         let downstream = hyper::upgrade::on(&mut request);
-
         let is_lent = account.is_lent;
         let (request, progress) = self.upstream_request(request, uri, ctx, account, span, upgrade.as_ref());
-        let mut call = self.metrics.upstream.call(CallKind::Passthrough, CallCause::Passthrough);
-        let sent = match upgrade {
-            Some(_) => self.response_head(&progress, self.client.send_upgrade(request), revoked).await,
-            None => self.response_head(&progress, self.client.send(request), revoked).await,
-        };
-        if let Err(PassthroughError::Send(error)) = &sent {
-            call.note_error(error);
-        }
-        call.finish(metric_code(&sent));
-        let response = sent?;
-        match (response.status(), upgrade) {
-            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(upgraded(response, downstream, is_lent)),
-            (StatusCode::SWITCHING_PROTOCOLS, None) => Err(PassthroughError::UnexpectedUpgrade),
-            _ => Ok(PassthroughResponse { response: client_response(response, is_lent), tunnel: None }),
+        Ok(PreparedRequest { request, progress, upgrade, downstream, is_lent })
+    }
+
+    /// Sends the request to the upstream and returns the response. `revoked` ends once the client's access is revoked. Only
+    /// a request that takes long polls it.
+    ///
+    /// Cancel safe: dropping the future, or later the body of the response, ends the request at the upstream.
+    fn send(
+        &self,
+        prepared: PreparedRequest,
+        revoked: impl Future<Output = ()>,
+    ) -> impl Future<Output = Result<PassthroughResponse, PassthroughError>> {
+        // Not an `async fn`, which would have room for its arguments twice.
+        let PreparedRequest { request, progress, upgrade, downstream, is_lent } = prepared;
+        async move {
+            let mut call = self.metrics.upstream.call(CallKind::Passthrough, CallCause::Passthrough);
+            let sent = match upgrade {
+                // Boxed: upgrades are rare.
+                Some(_) => {
+                    let sending = Box::pin(self.client.send_upgrade(request));
+                    self.response_head(&progress, sending, revoked).await
+                }
+                None => self.response_head(&progress, pin!(self.client.send(request)), revoked).await,
+            };
+            if let Err(PassthroughError::Send(error)) = &sent {
+                call.note_error(error);
+            }
+            call.finish(metric_code(&sent));
+            let response = sent?;
+            match (response.status(), upgrade) {
+                (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(upgraded(response, downstream, is_lent)),
+                (StatusCode::SWITCHING_PROTOCOLS, None) => Err(PassthroughError::UnexpectedUpgrade),
+                _ => Ok(PassthroughResponse { response: client_response(response, is_lent), tunnel: None }),
+            }
         }
     }
 
-    /// Builds the request to the upstream.
+    /// Builds the head and the body of the request to the upstream.
     fn upstream_request<B>(
         &self,
         request: Request<B>,
@@ -269,10 +296,10 @@ impl Passthrough {
     async fn response_head(
         &self,
         progress: &UploadProgress,
-        sending: impl Future<Output = Result<Response<ResponseBody>, SendError>>,
+        mut sending: impl Future<Output = Result<Response<ResponseBody>, SendError>> + Unpin,
         revoked: impl Future<Output = ()>,
     ) -> Result<Response<ResponseBody>, PassthroughError> {
-        let (mut sending, mut revoked) = (pin!(sending), pin!(revoked));
+        let mut revoked = pin!(revoked);
         let watched_from = progress.last_progress() + UNWATCHED;
         let mut is_watched = false;
         loop {

@@ -37,6 +37,23 @@ fn passthrough(base_url: &str, max_body: u64, head_timeout: Duration) -> Passthr
     Passthrough::new(Client::new(&upstream).unwrap(), max_body, head_timeout, unused_metrics())
 }
 
+impl Passthrough {
+    async fn forward<B>(
+        &self,
+        request: Request<B>,
+        ctx: &RequestCtx,
+        account: UpstreamAccount,
+        span: &RequestSpan,
+        revoked: impl Future<Output = ()>,
+    ) -> Result<PassthroughResponse, PassthroughError>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        self.send(self.prepare(request, ctx, account, span)?, revoked).await
+    }
+}
+
 /// Serves the passthrough alone, over HTTP/1 and HTTP/2. Errors become a 599 with the reason as body.
 async fn gateway(passthrough: Passthrough, authorization: Option<&'static str>) -> SocketAddr {
     let (listener, addr) = listen().await;
@@ -490,7 +507,8 @@ async fn progress_of_the_upload_extends_the_head_timeout() {
         drop(listener);
         passthrough.client.send(Request::new(Body::empty())).await
     };
-    let (outcome, ()) = tokio::join!(passthrough.response_head(&progress, sending, pending()), moving);
+    let (outcome, ()) =
+        tokio::join!(passthrough.response_head(&progress, Box::pin(sending), pending()), moving);
     assert!(matches!(outcome, Err(PassthroughError::Send(_))), "the result is that of the client");
 }
 
