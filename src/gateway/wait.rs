@@ -158,7 +158,7 @@ impl Gateway {
         };
         let gateway = &*self.0;
         let (shape, vary) =
-            (|| gateway.cache.list_shape(*domain, query.route), || gateway.authenticator.vary());
+            (|| gateway.cache.list_shape(*domain, query.route), || gateway.access.authenticator.vary());
         let response = response.into_response(&gateway.cache, shape, vary, condition.as_deref());
         self.with_links_to(request, response)
     }

@@ -13,12 +13,10 @@ pub struct QuotaHeaders {
 }
 
 impl QuotaHeaders {
-    /// Adds the fields of draft-ietf-httpapi-ratelimit-headers-10, unless the upstream's response has them already.
+    /// Adds the fields of draft-ietf-httpapi-ratelimit-headers-10 to a response without such fields of the upstream.
     pub fn write(self, headers: &mut HeaderMap) {
-        if !headers.contains_key(RATELIMIT) && !headers.contains_key(RATELIMIT_POLICY) {
-            headers.insert(RATELIMIT_POLICY, self.policy);
-            headers.insert(RATELIMIT, self.remaining);
-        }
+        headers.append(RATELIMIT_POLICY, self.policy);
+        headers.append(RATELIMIT, self.remaining);
     }
 }
 
@@ -69,4 +67,4 @@ impl QuotaState {
 const MAX_HEADER_LEN: usize = 2 * "\"requests\";r=4294967295;t=18446744073709551615, ".len();
 
 pub(crate) const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
-pub(super) const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+pub(crate) const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");

@@ -29,7 +29,7 @@ use crate::config::{self, TeamMember};
 use crate::core::job::KeyDomain;
 use crate::telemetry::metrics::Limit;
 
-pub(crate) use self::fields::{QuotaHeaders, RATELIMIT};
+pub(crate) use self::fields::{QuotaHeaders, RATELIMIT, RATELIMIT_POLICY};
 pub(crate) use self::takes::{QuotaTake, QuotaTakes};
 pub(crate) use self::unproven::{AddressFull, UnprovenWait, UnprovenWaits};
 
@@ -152,19 +152,19 @@ impl Limits {
     }
 
     /// Counts one request against the quota `requests`.
-    pub fn check_request(&self, subject: Subject) -> Result<(), QuotaExceeded> {
+    pub fn check_request(&self, subject: Subject) -> Result<Rest, QuotaExceeded> {
         self.check(subject, NonZeroU32::MIN, |quotas| &quotas.requests)
     }
 
     /// Counts one upstream request against the quota `calls`.
-    pub fn check_call(&self, subject: Subject) -> Result<(), QuotaExceeded> {
+    pub fn check_call(&self, subject: Subject) -> Result<Rest, QuotaExceeded> {
         self.check_calls(subject, 1)
     }
 
     /// Counts several upstream requests: all of them, or none if the quota is too small.
-    pub fn check_calls(&self, subject: Subject, count: usize) -> Result<(), QuotaExceeded> {
+    pub fn check_calls(&self, subject: Subject, count: usize) -> Result<Rest, QuotaExceeded> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        NonZeroU32::new(count).map_or(Ok(()), |count| self.check(subject, count, |quotas| &quotas.calls))
+        NonZeroU32::new(count).map_or(Ok(None), |count| self.check(subject, count, |quotas| &quotas.calls))
     }
 
     fn check(
@@ -172,10 +172,11 @@ impl Limits {
         subject: Subject,
         count: NonZeroU32,
         group: impl Fn(&QuotaSet) -> &QuotaGroup,
-    ) -> Result<(), QuotaExceeded> {
+    ) -> Result<Rest, QuotaExceeded> {
         let quotas = self.quotas.load();
-        let Some(quota) = group(&quotas).of(subject) else { return Ok(()) };
-        self.check_quota(quota, subject, count, quotas.divisor).map(drop)
+        let Some(quota) = group(&quotas).of(subject) else { return Ok(None) };
+        let counted = self.check_quota(quota, subject, count, quotas.divisor)?;
+        Ok(counted.map(|state| state.remaining))
     }
 
     /// Counts requests against a quota. Returns its state then.
@@ -193,10 +194,18 @@ impl Limits {
         Ok(state)
     }
 
-    /// Returns the `RateLimit` headers of a subject, without counting a request. `None`: the subject has no quota.
-    pub fn quota_headers(&self, subject: Subject) -> Option<QuotaHeaders> {
+    /// Returns the `RateLimit` headers of a subject, without counting a request. `rests` are those that it knows from
+    /// its counts. `None`: the subject has no quota.
+    pub fn quota_headers(&self, subject: Subject, rests: QuotaRests) -> Option<QuotaHeaders> {
         let quotas = self.quotas.load();
-        let states = quotas.of(subject).map(|quota| quota.peek(subject, quotas.divisor));
+        let groups = [(&quotas.requests, rests.requests), (&quotas.calls, rests.calls)];
+        let states = groups.into_iter().filter_map(|(group, rest)| {
+            let quota = group.of(subject)?;
+            Some(match rest {
+                Some(rest) => quota.state(rest, None),
+                None => quota.peek(subject, quotas.divisor),
+            })
+        });
         let remaining = remaining_value(states)?;
         Some(QuotaHeaders { policy: quotas.policy(subject)?, remaining })
     }
@@ -229,6 +238,17 @@ impl Limits {
     pub fn tracked_subjects(&self) -> usize {
         self.quotas.load().all().map(|quota| quota.limiter.len()).sum()
     }
+}
+
+/// Requests that a quota still allows, right after a request was counted. `None`: there is no quota, or only a look at it
+/// shows its state.
+pub(crate) type Rest = Option<u32>;
+
+/// The rests of both quotas of a request's subject.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct QuotaRests {
+    pub requests: Rest,
+    pub calls: Rest,
 }
 
 /// The quotas between two changes of them.

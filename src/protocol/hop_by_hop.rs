@@ -93,6 +93,16 @@ mod tests {
     }
 
     #[test]
+    fn a_message_with_one_hop_by_hop_field_loses_it() {
+        for name in &HOP_BY_HOP {
+            let mut headers = map(&[("x-end", "1")]);
+            headers.insert(name, HeaderValue::from_static("x"));
+            strip_hop_by_hop(&mut headers);
+            assert_eq!(headers, map(&[("x-end", "1")]), "{name}");
+        }
+    }
+
+    #[test]
     fn te_is_reduced_to_trailers() {
         for (sent, kept) in
             [("trailers", true), ("gzip;q=0.5, Trailers", true), ("gzip", false), ("trailers-not", false)]

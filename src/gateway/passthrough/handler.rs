@@ -19,9 +19,8 @@ use crate::gateway::classify::RequestTarget;
 use crate::gateway::error::GatewayError;
 use crate::gateway::first_frame::read_first_frame;
 use crate::gateway::guarded_body::{GuardedBody, OpenRequest};
-use crate::gateway::response::append_cache_status;
+use crate::gateway::response::append_passthrough_status;
 use crate::gateway::{Decision, Gateway, RequestState};
-use crate::limits::Subject;
 use crate::protocol::body::{Body, BoxError, Stalled};
 use crate::protocol::forwarded::is_proxied;
 use crate::protocol::host::requested_host;
@@ -59,7 +58,7 @@ impl Gateway {
                 Ok(Some(body)) => {
                     let decision = self
                         .authenticate_again(&head.headers)
-                        .and_then(|identity| self.start_passthrough(state.subject, identity));
+                        .and_then(|identity| self.start_passthrough(&mut state, identity));
                     self.execute(decision, Request::from_parts(head, body), state).await
                 }
                 Err(error) if error.is::<Stalled>() => {
@@ -75,17 +74,17 @@ impl Gateway {
         &self,
         headers: &HeaderMap,
     ) -> Result<Option<Identity>, GatewayError> {
-        Ok(self.0.authenticator.identify(headers)?)
+        Ok(self.0.access.authenticator.identify(headers)?)
     }
 
     /// Takes a slot and counts the call.
     pub(in crate::gateway) fn start_passthrough(
         &self,
-        subject: Subject,
+        state: &mut RequestState,
         identity: Option<Identity>,
     ) -> Result<Decision, GatewayError> {
-        let slot = self.0.slots.take(subject)?;
-        self.0.limits.check_call(subject)?;
+        let slot = self.0.slots.take(state.subject)?;
+        state.rests.calls = self.0.limits.check_call(state.subject)?;
         Ok(Decision::Pass(identity, slot))
     }
 
@@ -104,30 +103,28 @@ impl Gateway {
         let open = OpenRequest::new(self.client_access(request.headers(), &state), Some(slot));
         let request = request.map(|body| GuardedBody::new(body, Arc::clone(&open)));
         state.log.disposition = Disposition::Passthrough;
-        let is_read = [Method::GET, Method::HEAD].contains(request.method());
         // Only links need them.
         let headers = self.0.links.as_ref().map(|_| request.headers());
         let host = headers.and_then(|headers| requested_host(request.uri(), headers));
         let is_proxied = headers.is_some_and(is_proxied);
         let action = PendingAction::of(&self, &request, identity.as_ref());
-        let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
-        let uri = request.uri().clone();
+        let (method, uri) = (request.method().clone(), request.uri().clone());
         // In open mode the key that the upstream rejects is the client's own, and no key of the domain.
         let key = identity.as_ref().map(|identity| (identity.domain, identity.origin != KeyOrigin::Open));
         let credential = identity.map(|identity| identity.credential);
         let account = UpstreamAccount { credential, is_lent: state.is_lent };
-        // Not a part of the future, which would move the request with each step.
+        // Before the future begins, which then has no room for the client's request.
         let prepared = self.0.passthrough.prepare(request, state.log.ctx(), account, &state.span);
         Box::pin(async move {
-            let forwarded = match prepared {
+            let sent = match prepared {
                 Ok(prepared) => self.0.passthrough.forward(prepared, async { open.revocation().await }).await,
                 Err(error) => Err(error),
             };
-            let PassthroughResponse { mut response, tunnel } = match forwarded {
+            let PassthroughResponse { mut response, tunnel } = match sent {
                 Ok(passed) => passed,
                 // A revocation also ends the upload early.
                 Err(PassthroughError::Revoked | PassthroughError::Upload(_)) if open.is_revoked() => {
-                    return self.respond(state, Err(self.0.authenticator.revoked().into()));
+                    return self.respond(state, Err(self.0.access.authenticator.revoked().into()));
                 }
                 Err(error) => {
                     if let Some(action) = action {
@@ -141,6 +138,7 @@ impl Gateway {
             }
             if let Some((domain, has_key)) = key {
                 let verdict = key_verdict(response.status()).filter(|_| has_key);
+                let is_read = [Method::GET, Method::HEAD].contains(&method);
                 let is_missing = is_read && response.status() == StatusCode::NOT_FOUND;
                 if is_missing || !matches!(verdict, Some(KeyVerdict::Accepted) | None) {
                     let named = query::named(&self.0.routes, uri.path(), uri.query());
@@ -153,8 +151,7 @@ impl Gateway {
             if let Some(links) = &self.0.links {
                 links.rewrite(response.headers_mut(), || state.client_origin(host.as_ref(), is_proxied));
             }
-            // Without `fwd-status`: it would repeat the status of the response.
-            append_cache_status(response.headers_mut(), fwd);
+            append_passthrough_status(response.headers_mut(), &method);
             let passed = match tunnel {
                 Some(tunnel) => {
                     let tunnel = guarded_tunnel(tunnel, open);
