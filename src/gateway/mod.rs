@@ -295,7 +295,7 @@ impl Gateway {
         &self,
         decision: Result<Decision, GatewayError>,
         request: Request<B>,
-        state: RequestState,
+        state: Box<RequestState>,
     ) -> Either<Ready<PassthroughResponse>, BoxFuture<'static, PassthroughResponse>>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
@@ -326,11 +326,11 @@ impl Gateway {
     /// Adds the headers that all responses have, and completes the access line and the span.
     fn respond(
         &self,
-        state: RequestState,
+        mut state: Box<RequestState>,
         result: Result<PassthroughResponse, GatewayError>,
     ) -> PassthroughResponse {
-        let RequestState { subject, rests, is_lent, cors, mut log, span, is_root_page, candidate, .. } =
-            state;
+        let RequestState { subject, rests, is_lent, cors, log, span, is_root_page, candidate, .. } =
+            &mut *state;
         let mut passed = result.unwrap_or_else(|error| {
             log.disposition = Disposition::Rejected(error.reason());
             if let Some(limit) = error.limit() {
@@ -338,22 +338,22 @@ impl Gateway {
             }
             error.to_response(&log.ctx().id, log.path()).into()
         });
-        if is_root_page {
+        if *is_root_page {
             passed.response = root_page::replace_error(passed.response);
         }
         let headers = passed.response.headers_mut();
-        if is_lent {
+        if *is_lent {
             strip_set_cookie(headers);
         }
         let present = PresentFields::of(headers);
         let is_fresh = clock::now().saturating_duration_since(log.ctx().arrived) < FRESH_RESTS;
-        let rests = if is_fresh { rests } else { QuotaRests::default() };
+        let rests = if is_fresh { *rests } else { QuotaRests::default() };
         if !present.has_quotas
-            && let Some(quotas) = self.0.limits.quota_headers(subject, rests)
+            && let Some(quotas) = self.0.limits.quota_headers(*subject, rests)
         {
             quotas.write(headers);
         }
-        if let Some(cors) = cors {
+        if let Some(cors) = cors.take() {
             cors.write(headers);
         }
         present.add_common(headers, &log.ctx().id);
@@ -364,10 +364,13 @@ impl Gateway {
             reason: log.disposition.reason(),
             member: log.member.as_deref(),
         });
-        if let Some(candidate) = candidate {
-            self.keep_answer(*candidate, &log, subject, &passed.response);
+        if let Some(candidate) = candidate.take() {
+            self.keep_answer(*candidate, log, *subject, &passed.response);
         }
-        passed.response = passed.response.map(|body| SpannedBody::wrap(body, span));
+        if span.is_recorded() {
+            let span = std::mem::take(span);
+            passed.response = passed.response.map(|body| SpannedBody::wrap(body, span));
+        }
         passed
     }
 
@@ -378,7 +381,7 @@ impl Gateway {
         endpoint: Option<(RouteIndex, Form)>,
         identity: Option<&Identity>,
         proof: Option<KeyProof>,
-    ) -> RequestState {
+    ) -> Box<RequestState> {
         let (label, template) = match endpoint {
             Some((index, form)) => {
                 let route = self.0.routes.get(index);
@@ -394,7 +397,8 @@ impl Gateway {
         let is_lent = identity.is_some_and(|identity| identity.origin == KeyOrigin::Gateway);
         let is_root_page = root_page::is_root_page(request);
         let (rests, candidate) = (QuotaRests::default(), None);
-        RequestState { subject, rests, is_lent, cors, log, span, endpoint, is_root_page, candidate }
+        // Boxed: it is moved from step to step.
+        Box::new(RequestState { subject, rests, is_lent, cors, log, span, endpoint, is_root_page, candidate })
     }
 
     /// Returns the client's access, which a reload may revoke.

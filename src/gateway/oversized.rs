@@ -65,7 +65,7 @@ impl Gateway {
         self,
         plain: PlainGet,
         request: &JobRequest,
-        mut state: RequestState,
+        mut state: Box<RequestState>,
     ) -> BoxFuture<'static, PassthroughResponse> {
         self.0.oversized.insert(request);
         let decision = self

@@ -3,7 +3,33 @@
 use arrayvec::ArrayString;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{QuotaState, RateQuota};
+use super::RateQuota;
+use crate::telemetry::metrics::Limit;
+
+/// State of one quota of a subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuotaState {
+    pub quota: Limit,
+    /// Requests that are added each second.
+    pub rate: u32,
+    /// The most requests that can be saved up.
+    pub burst: u32,
+    /// Requests that are allowed now.
+    pub remaining: u32,
+    /// Seconds until the next request is allowed, if none remains.
+    pub resets_in: Option<u64>,
+}
+
+/// Requests that a quota still allows, right after a request was counted. `None`: there is no quota, or only a look at it
+/// shows its state.
+pub(crate) type Rest = Option<u32>;
+
+/// The rests of both quotas of a request's subject.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct QuotaRests {
+    pub requests: Rest,
+    pub calls: Rest,
+}
 
 /// The `RateLimit` headers of a subject at one moment.
 #[derive(Clone, Debug)]

@@ -29,7 +29,7 @@ use crate::config::{self, TeamMember};
 use crate::core::job::KeyDomain;
 use crate::telemetry::metrics::Limit;
 
-pub(crate) use self::fields::{QuotaHeaders, RATELIMIT, RATELIMIT_POLICY};
+pub(crate) use self::fields::{QuotaHeaders, QuotaRests, QuotaState, RATELIMIT, RATELIMIT_POLICY, Rest};
 pub(crate) use self::takes::{QuotaTake, QuotaTakes};
 pub(crate) use self::unproven::{AddressFull, UnprovenWait, UnprovenWaits};
 
@@ -238,17 +238,6 @@ impl Limits {
     pub fn tracked_subjects(&self) -> usize {
         self.quotas.load().all().map(|quota| quota.limiter.len()).sum()
     }
-}
-
-/// Requests that a quota still allows, right after a request was counted. `None`: there is no quota, or only a look at it
-/// shows its state.
-pub(crate) type Rest = Option<u32>;
-
-/// The rests of both quotas of a request's subject.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct QuotaRests {
-    pub requests: Rest,
-    pub calls: Rest,
 }
 
 /// The quotas between two changes of them.
@@ -472,20 +461,6 @@ impl RateQuota {
         let (rate, burst) = self.rate_and_burst;
         QuotaState { quota: self.name, rate, burst, remaining, resets_in }
     }
-}
-
-/// State of one quota of a subject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QuotaState {
-    pub quota: Limit,
-    /// Requests that are added each second.
-    pub rate: u32,
-    /// The most requests that can be saved up.
-    pub burst: u32,
-    /// Requests that are allowed now.
-    pub remaining: u32,
-    /// Seconds until the next request is allowed, if none remains.
-    pub resets_in: Option<u64>,
 }
 
 fn nanos(time: Duration) -> u64 {

@@ -37,7 +37,7 @@ impl Gateway {
         self,
         request: Request<B>,
         target: RequestTarget,
-        mut state: RequestState,
+        mut state: Box<RequestState>,
     ) -> BoxFuture<'static, PassthroughResponse>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
@@ -93,7 +93,7 @@ impl Gateway {
         request: Request<B>,
         identity: Option<Identity>,
         slot: PassthroughSlot,
-        mut state: RequestState,
+        mut state: Box<RequestState>,
     ) -> BoxFuture<'static, PassthroughResponse>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
@@ -109,8 +109,7 @@ impl Gateway {
         let is_proxied = headers.is_some_and(is_proxied);
         let action = PendingAction::of(&self, &request, identity.as_ref());
         let (method, uri) = (request.method().clone(), request.uri().clone());
-        // In open mode the key that the upstream rejects is the client's own, and no key of the domain.
-        let key = identity.as_ref().map(|identity| (identity.domain, identity.origin != KeyOrigin::Open));
+        let key = identity.as_ref().map(|identity| (identity.domain, identity.origin));
         let credential = identity.map(|identity| identity.credential);
         let account = UpstreamAccount { credential, is_lent: state.is_lent };
         // Before the future begins, which then has no room for the client's request.
@@ -136,7 +135,9 @@ impl Gateway {
             if let Some(action) = action {
                 action.answered(response.status());
             }
-            if let Some((domain, has_key)) = key {
+            if let Some((domain, origin)) = key {
+                // In open mode the key that the upstream rejects is the client's own, and no key of the domain.
+                let has_key = origin != KeyOrigin::Open;
                 let verdict = key_verdict(response.status()).filter(|_| has_key);
                 let is_read = [Method::GET, Method::HEAD].contains(&method);
                 let is_missing = is_read && response.status() == StatusCode::NOT_FOUND;
@@ -157,14 +158,9 @@ impl Gateway {
                     let tunnel = guarded_tunnel(tunnel, open);
                     PassthroughResponse { response, tunnel: Some(tunnel) }
                 }
-                None => {
-                    let guarded = |body| match body {
-                        // So short that it needs no slot.
-                        Body::Full(_) if body.size_hint().upper() <= Some(SHORT_BODY) => body,
-                        body => Body::stream(GuardedBody::new(body, open)),
-                    };
-                    response.map(guarded).into()
-                }
+                // So short that it needs no slot.
+                None if is_short(response.body()) => response.into(),
+                None => response.map(|body| Body::stream(GuardedBody::new(body, open))).into(),
             };
             self.respond(state, Ok(passed))
         })
@@ -182,6 +178,10 @@ impl Gateway {
             Some(KeyVerdict::Accepted) | None => {}
         }
     }
+}
+
+fn is_short(body: &Body) -> bool {
+    matches!(body, Body::Full(_)) && body.size_hint().upper() <= Some(SHORT_BODY)
 }
 
 /// Returns the tunnel with its slot, which ends once its client's access is revoked.
