@@ -14,6 +14,7 @@
 //! requests are served. This module does not know methods, paths and bodies.
 
 mod credential;
+mod recent;
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ pub(crate) use self::credential::Credential;
 use self::credential::{ClientField, HashKey};
 use crate::config;
 use crate::core::job::KeyDomain;
-use crate::protocol::field_value::copy_value;
+use crate::protocol::field_value::{copy_value, single_value};
 use crate::secret::{Secret, TokenHash};
 
 /// The credential of a request at the upstream.
@@ -49,6 +50,9 @@ impl Identity {
         self.credential.key_alone().unwrap_or(self.domain)
     }
 }
+
+/// Fields of a request that identify its client, in memory of their own.
+pub(crate) type KeyFields = Arc<[(HeaderName, HeaderValue)]>;
 
 /// Owner of the key of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +151,8 @@ struct Keyring {
     with_key: Vec<HeaderName>,
     /// Whether `fields` has `Authorization`.
     has_authorization: bool,
+    /// Whether a client's key or token is its `Authorization`, and no other field is read.
+    is_authorization: bool,
     /// `Vary` of responses that caches of clients may store.
     vary: HeaderValue,
 }
@@ -243,11 +249,11 @@ impl Authenticator {
     }
 
     /// Returns the fields of a request that [`Self::identify`] reads, in memory of their own.
-    pub fn key_fields(&self, request: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    pub fn key_fields(&self, request: &HeaderMap) -> KeyFields {
         let keyring = self.keyring.load();
-        let values = |name| request.get_all(name).iter().map(move |value| (name, value));
-        let fields = keyring.fields.iter().flat_map(values);
-        fields.map(|(name, value)| (name.clone(), copy_value(value))).collect()
+        let known = keyring.only_value(request);
+        let known = known.and_then(|value| recent::find(&keyring, value, |_, fields| Arc::clone(fields)));
+        known.unwrap_or_else(|| keyring.copy_fields(request))
     }
 
     /// Returns the error of a request whose access a reload has revoked.
@@ -257,8 +263,7 @@ impl Authenticator {
 
     /// Returns whether [`Self::identify`] reads no other field than `Authorization`.
     pub(crate) fn reads_authorization_only(&self) -> bool {
-        let keyring = self.keyring.load();
-        keyring.with_key.is_empty() && keyring.fields.iter().all(|name| *name == AUTHORIZATION)
+        self.keyring.load().reads_authorization_only()
     }
 
     /// Returns `Vary` of responses that caches of clients may store.
@@ -270,6 +275,18 @@ impl Authenticator {
     /// unchanged and never coalesces.
     pub fn identify(&self, request: &HeaderMap) -> Result<Option<Identity>, AuthError> {
         let keyring = self.keyring.load();
+        let Some(value) = keyring.only_value(request) else { return self.derive(&keyring, request) };
+        if let Some(identity) = recent::find(&keyring, value, |identity, _| identity.clone()) {
+            return Ok(Some(identity));
+        }
+        let identity = self.derive(&keyring, request)?;
+        if let Some(identity) = &identity {
+            recent::keep(&keyring, value, identity, keyring.copy_fields(request));
+        }
+        Ok(identity)
+    }
+
+    fn derive(&self, keyring: &Keyring, request: &HeaderMap) -> Result<Option<Identity>, AuthError> {
         match &keyring.source {
             KeySource::Sidecar(identity) => self.add_fields(&keyring.with_key, identity.clone(), request),
             KeySource::Open(identity) => {
@@ -345,12 +362,33 @@ impl Keyring {
         let mut vary: String = fields.flat_map(|name| [name.as_str(), ", "]).collect();
         vary += "accept";
         Ok(Self {
+            is_authorization: matches!(source, KeySource::Passthrough | KeySource::Team(_))
+                && auth.with_key.is_empty()
+                && auth.headers == [AUTHORIZATION],
             source,
             fields: auth.headers.clone(),
             with_key: auth.with_key.clone(),
             has_authorization: auth.headers.contains(&AUTHORIZATION),
             vary: HeaderValue::try_from(vary).expect("names of fields are valid in a value"),
         })
+    }
+
+    fn reads_authorization_only(&self) -> bool {
+        self.with_key.is_empty() && self.fields.iter().all(|name| *name == AUTHORIZATION)
+    }
+
+    /// Returns the value that alone identifies a request, if there is one.
+    fn only_value<'a>(&self, request: &'a HeaderMap) -> Option<&'a HeaderValue> {
+        if !self.is_authorization {
+            return None;
+        }
+        single_value(request, &AUTHORIZATION)
+    }
+
+    fn copy_fields(&self, request: &HeaderMap) -> KeyFields {
+        let values = |name| request.get_all(name).iter().map(move |value| (name, value));
+        let fields = self.fields.iter().flat_map(values);
+        fields.map(|(name, value)| (name.clone(), copy_value(value))).collect()
     }
 
     fn token_field(&self) -> TokenField {
@@ -516,6 +554,60 @@ mod tests {
         assert!(domain(&sidecar, "NTLM TlRMTVNT").is_some());
     }
 
+    // P11: the kept identities change no result, whatever the configuration and the order of requests.
+    #[test]
+    fn kept_identities_are_those_that_the_keyring_derives() {
+        let values: Vec<String> = (0..600)
+            .map(|n| format!("Bearer token-{n}"))
+            .chain(["", "NTLM x", "Basic eA=="].map(str::to_owned))
+            .chain([format!("Bearer {}", "x".repeat(4096))])
+            .collect();
+        let rows: Vec<_> = (0..20)
+            .map(|n| (format!("member-{n}"), format!("token-{n}"), format!("key-{}", n % 7)))
+            .collect();
+        let mode = |rng: &mut fastrand::Rng| match rng.u8(..4) {
+            0 => config::AuthMode::Sidecar,
+            1 => config::AuthMode::Open,
+            2 => config::AuthMode::Passthrough,
+            _ => {
+                let rows = rows.iter().filter(|_| rng.bool());
+                let rows: Vec<_> = rows.map(|(name, token, key)| (&**name, &**token, &**key)).collect();
+                team(&rows).mode
+            }
+        };
+        let key = Secret::new("sk-1");
+        for seed in 0..20 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut new = || Authenticator::new(&auth(mode(&mut rng)), Some(&key)).unwrap();
+            let authenticators = [new(), new()];
+            for _ in 0..1000 {
+                let authenticator = &authenticators[rng.usize(..2)];
+                if rng.u8(..50) == 0 {
+                    let mut config = auth(mode(&mut rng));
+                    if rng.u8(..4) == 0 {
+                        config.with_key = vec![HeaderName::from_static("x-project")];
+                    }
+                    authenticator.reconfigure(&config, Some(&key)).unwrap();
+                }
+                let count = rng.usize(..30).min(2);
+                let few = if rng.bool() { 20 } else { values.len() };
+                let chosen: Vec<&str> = (0..count).map(|_| values[rng.usize(..few)].as_str()).collect();
+                let mut request = headers(&chosen);
+                if rng.bool() {
+                    request.insert("x-project", HeaderValue::from_static("p"));
+                }
+                let keyring = authenticator.keyring.load();
+                let parts = |identity: Result<Option<Identity>, AuthError>| {
+                    identity
+                        .map(|identity| identity.map(|own| (own.domain, sent(&own), own.member, own.origin)))
+                };
+                let derived = parts(authenticator.derive(&keyring, &request));
+                assert_eq!(parts(authenticator.identify(&request)), derived, "{chosen:?}");
+                assert_eq!(authenticator.key_fields(&request), keyring.copy_fields(&request), "{chosen:?}");
+            }
+        }
+    }
+
     #[test]
     fn two_gateways_derive_different_domains_from_one_key() {
         let [one, other] =
@@ -659,7 +751,7 @@ mod tests {
         }
         assert_eq!(authenticator.vary(), "x-key, authorization, accept");
         let fields = authenticator.key_fields(&map(&[key, other, ("x", "y")]));
-        assert_eq!(HeaderMap::from_iter(fields), map(&[key, other]));
+        assert_eq!(HeaderMap::from_iter(fields.iter().cloned()), map(&[key, other]));
     }
 
     #[test]

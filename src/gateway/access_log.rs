@@ -142,11 +142,14 @@ impl AccessLog {
         self.key = Some(identity.domain);
     }
 
-    pub(crate) fn record_response<B: HttpBody>(&mut self, response: &Response<B>) {
+    /// `has_id`: the response may have another id than that of the gateway.
+    pub(crate) fn record_response<B: HttpBody>(&mut self, response: &Response<B>, has_id: bool) {
         self.status = Some(response.status().as_u16());
         self.body_size = response.body().size_hint().exact();
-        let id = response.headers().get(X_REQUEST_ID).filter(|id| *id != self.ctx.id.value());
-        self.upstream_id = id.and_then(|id| id.to_str().ok()).map(Into::into);
+        if has_id {
+            let id = response.headers().get(X_REQUEST_ID).filter(|id| *id != self.ctx.id.value());
+            self.upstream_id = id.and_then(|id| id.to_str().ok()).map(Into::into);
+        }
     }
 }
 

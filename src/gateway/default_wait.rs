@@ -50,7 +50,7 @@ impl Gateway {
         self,
         held: HeldRequest,
         plain: PlainGet,
-        mut state: RequestState,
+        mut state: Box<RequestState>,
     ) -> BoxFuture<'static, PassthroughResponse> {
         Box::pin(async move {
             let HeldRequest { request, until, cached, wait } = held;

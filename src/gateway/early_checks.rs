@@ -41,7 +41,7 @@ impl Gateway {
         if !is_chunked_only(request.headers()) || !has_valid_host(request.version(), request.headers()) {
             return Err(GatewayError::Http(HttpFault::Malformed));
         }
-        if !self.0.authenticator.accepts_anyone() {
+        if !self.0.access.authenticator.accepts_anyone() {
             return Ok(());
         }
         self.check_host(request, &mut state.log)?;

@@ -13,7 +13,7 @@ use serde::Serialize;
 use tracing::debug;
 
 use super::passthrough::{PassthroughError, SlotError};
-use super::response::{ALLOWED_METHODS, add_common_headers, append_cache_status};
+use super::response::{ALLOWED_METHODS, PresentFields, append_cache_status};
 use crate::auth::AuthError;
 use crate::core::coalescer::Failure;
 use crate::core::query::BadQuery;
@@ -243,7 +243,7 @@ impl GatewayError {
             headers.insert(ALLOW, ALLOWED_METHODS);
         }
         append_cache_status(headers, &format!("detail={}", self.reason()));
-        add_common_headers(headers, id);
+        PresentFields::of(headers).add_common(headers, id);
         response
     }
 }

@@ -111,7 +111,7 @@ impl SpannedBody {
     /// Keeps the span until the end of the body. The span of a body in memory ends now.
     pub(super) fn wrap(body: Body, span: RequestSpan) -> Body {
         match body {
-            Body::Stream(_) if span.is_recorded() => Body::stream(Self { body, span: Some(span) }),
+            Body::Stream(_) => Body::stream(Self { body, span: Some(span) }),
             body => body,
         }
     }

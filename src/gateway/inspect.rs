@@ -86,7 +86,7 @@ impl Gateway {
     pub async fn overview(&self, limit: usize) -> Option<GatewayOverview> {
         let hub::HubOverview { jobs, total_jobs, keys, total_keys, cluster } =
             self.0.hub.inspect(limit).await?;
-        let members = self.0.authenticator.members();
+        let members = self.0.access.authenticator.members();
         let (keys, total_keys) = match members.is_empty() {
             true => (keys.iter().map(|key| self.key_usage(key)).collect(), total_keys),
             false => self.member_usage(members, &keys, limit),
@@ -95,7 +95,7 @@ impl Gateway {
     }
 
     fn key_usage(&self, key: &KeyInFlight) -> KeyUsage {
-        let has_quotas = match self.0.authenticator.default_origin() {
+        let has_quotas = match self.0.access.authenticator.default_origin() {
             Some(KeyOrigin::Gateway) => true,
             Some(KeyOrigin::Open) => false,
             Some(KeyOrigin::Client) | None => self.0.cache.is_key_proven(key.domain),

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::sync::watch;
 
-use super::access_revocation::ReloadNotice;
+use super::access_revocation::AccessControl;
 use super::event_stream::EventStreams;
 use super::fast_hits::GatewayNumber;
 use super::oversized::OversizedTargets;
@@ -76,7 +75,7 @@ impl Gateway {
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
         let inner = GatewayInner {
             number: GatewayNumber::new(),
-            authenticator: Arc::new(authenticator),
+            access: AccessControl::new(authenticator, config),
             limits,
             links: HeaderLinks::new(&upstream.base_url).filter(|_| !config.routes.is_empty()),
             passthrough: Passthrough::new(
@@ -94,7 +93,6 @@ impl Gateway {
             wait: ArcSwap::from_pointee(config.wait.clone()),
             cors: ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins)),
             allowed_hosts: ArcSwap::from_pointee(config.server.allowed_hosts.clone()),
-            reloads: watch::Sender::new(ReloadNotice::new(config)),
             streams: EventStreams::new(hub.clone(), Arc::clone(&cache), Arc::clone(&routes)),
             routes,
             cache,
@@ -111,7 +109,7 @@ impl Gateway {
     /// A removed member is rejected from its next request on. Its parked waits are still answered; its other open
     /// requests end within `wait.max_timeout`.
     pub fn reload(&self, config: &Config) -> Result<(), AuthenticatorError> {
-        self.0.authenticator.reconfigure(&config.auth, config.upstream.api_key.as_ref())?;
+        self.0.access.authenticator.reconfigure(&config.auth, config.upstream.api_key.as_ref())?;
         // At once: a removed member gets no kept answer while the rest is applied.
         self.0.cache.everything_changed();
         self.0.limits.reconfigure(&config.limits, config.auth.members());
@@ -124,7 +122,7 @@ impl Gateway {
         // After all of the above: an answer that is begun from now on depends on none of the old values.
         self.0.cache.everything_changed();
         // Last, because the receivers check their access with the new authenticator.
-        self.0.reloads.send_replace(ReloadNotice::new(config));
+        self.0.access.notify(config);
         Ok(())
     }
 

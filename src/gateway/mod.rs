@@ -37,7 +37,7 @@ mod root_page;
 mod wait;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
@@ -47,10 +47,9 @@ use http::header::HOST;
 use http::uri::Authority;
 use http::{HeaderMap, Request, Response};
 use http_body::Body as HttpBody;
-use tokio::sync::watch;
 
 use self::access_log::{AccessLog, Disposition};
-use self::access_revocation::{ClientAccess, ReloadNotice};
+use self::access_revocation::{AccessControl, ClientAccess};
 use self::classify::{RequestTarget, TargetAction};
 use self::default_wait::HeldRequest;
 use self::error::GatewayError;
@@ -61,15 +60,16 @@ pub(crate) use self::inspect::{GatewayOverview, KeyUsage};
 use self::oversized::OversizedTargets;
 use self::passthrough::{Passthrough, PassthroughResponse, PassthroughSlot, PassthroughSlots};
 use self::request_options::RequestOptions;
-use self::response::add_common_headers;
+use self::response::PresentFields;
 use self::wait::{JobRequest, ParkedRequest};
-use crate::auth::{AuthError, Authenticator, Identity, KeyOrigin};
+use crate::auth::{AuthError, Identity, KeyOrigin};
 use crate::cache::{Cache, KeyProof};
+use crate::clock;
 use crate::config;
 use crate::core::query::Query;
 use crate::core::route::{Form, Route, RouteIndex, Routes};
 use crate::hub::{Hub, WaitRequest};
-use crate::limits::{Limits, Subject};
+use crate::limits::{Limits, QuotaRests, Subject};
 use crate::protocol::allowed_host::HostPattern;
 use crate::protocol::body::{Body, BoxError};
 use crate::protocol::cookies::strip_set_cookie;
@@ -87,7 +87,7 @@ pub struct Gateway(Arc<GatewayInner>);
 struct GatewayInner {
     number: GatewayNumber,
     routes: Arc<Routes>,
-    authenticator: Arc<Authenticator>,
+    access: Arc<AccessControl>,
     limits: Arc<Limits>,
     cache: Arc<Cache>,
     hub: Hub,
@@ -103,7 +103,6 @@ struct GatewayInner {
     cors: ArcSwapOption<Cors>,
     /// The admin listener uses this list too.
     allowed_hosts: ArcSwap<Vec<HostPattern>>,
-    reloads: watch::Sender<ReloadNotice>,
     metrics: Arc<Metrics>,
     tracer: Tracer,
 }
@@ -112,6 +111,8 @@ struct GatewayInner {
 struct RequestState {
     /// The owner of the quotas that the request counts against.
     subject: Subject,
+    /// The rests of these quotas when the request was counted.
+    rests: QuotaRests,
     /// Whether the upstream account is the gateway's, not the client's own.
     is_lent: bool,
     cors: Option<Box<CorsDecision>>,
@@ -151,10 +152,13 @@ impl Gateway {
         B::Error: Into<BoxError>,
     {
         let mut ctx = ctx;
-        match self.kept_answer(&request, &mut ctx) {
+        let found = self.0.routes.endpoint(request.uri().path());
+        let endpoint = found.map(|(index, found)| (index, found.form));
+        // Only a request of a route can be a hit.
+        match endpoint.map_or(Known::Nothing, |_| self.kept_answer(&request, &mut ctx)) {
             Known::Answer(response) => Either::Left(ready(response.into())),
-            Known::Candidate(candidate) => self.handle_unknown(request, ctx, Some(candidate)),
-            Known::Nothing => self.handle_unknown(request, ctx, None),
+            Known::Candidate(candidate) => self.handle_unknown(request, ctx, endpoint, Some(candidate)),
+            Known::Nothing => self.handle_unknown(request, ctx, endpoint, None),
         }
     }
 
@@ -163,16 +167,17 @@ impl Gateway {
         &self,
         request: Request<B>,
         ctx: RequestCtx,
+        endpoint: Option<(RouteIndex, Form)>,
         candidate: Option<Box<Candidate>>,
     ) -> Either<Ready<PassthroughResponse>, BoxFuture<'static, PassthroughResponse>>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let identity = self.0.authenticator.identify(request.headers());
+        let identity = self.0.access.authenticator.identify(request.headers());
         let known = identity.as_ref().ok().and_then(Option::as_ref);
         let proof = known.and_then(|identity| self.0.cache.proof(identity.domain));
-        let mut state = self.request_state(&request, ctx, known, proof);
+        let mut state = self.request_state(&request, ctx, endpoint, known, proof);
         state.candidate = candidate;
         let decided = self.decide(&request, identity, proof, &mut state);
         if !matches!(decided, Ok(TargetAction::Now(Decision::Respond(_)))) {
@@ -197,7 +202,7 @@ impl Gateway {
         state: &mut RequestState,
     ) -> Result<TargetAction, GatewayError> {
         self.check_early(request, state)?;
-        self.0.limits.check_request(state.subject)?;
+        state.rests.requests = self.0.limits.check_request(state.subject)?;
         if state.cors.as_ref().is_some_and(|cors| cors.is_preflight()) {
             state.log.disposition = Disposition::Preflight;
             return Ok(TargetAction::Now(Decision::Respond(response::preflight_response())));
@@ -232,7 +237,7 @@ impl Gateway {
         let mut query = match query {
             Query::Wait(query) => query,
             Query::Bad(bad) => return Err(bad.into()),
-            Query::Other => return self.start_passthrough(state.subject, identity),
+            Query::Other => return self.start_passthrough(state, identity),
         };
         let mut options = RequestOptions::from_headers(headers, &self.0.wait.load());
         let route = self.0.routes.get(query.route);
@@ -244,7 +249,7 @@ impl Gateway {
             // Without a key there is no key domain, so the wait cannot share. The upstream decides about it (P11).
             return match options.only_if_cached {
                 true => Err(GatewayError::NotCached),
-                false => self.start_passthrough(state.subject, None),
+                false => self.start_passthrough(state, None),
             };
         };
         state.log.record_wait(&query, &identity);
@@ -262,7 +267,7 @@ impl Gateway {
         let cached = self.lookup_cached(&request.query, proof, domain, &request.options, now);
         if let Some(hold) = default_wait.filter(|_| !request.options.only_if_cached) {
             if cached.is_none() && self.0.oversized.contains(&request) {
-                return self.start_passthrough(state.subject, Some(identity));
+                return self.start_passthrough(state, Some(identity));
             }
             let until = state.log.ctx().arrived + hold;
             let wait = wait_request(&request, identity, state);
@@ -279,7 +284,7 @@ impl Gateway {
             return Err(GatewayError::NotCached);
         }
         if self.0.oversized.contains(&request) {
-            return self.start_passthrough(state.subject, Some(identity));
+            return self.start_passthrough(state, Some(identity));
         }
         let handle = self.0.hub.join(wait_request(&request, identity, state))?;
         Ok(Decision::Park(ParkedRequest { handle, request }))
@@ -290,7 +295,7 @@ impl Gateway {
         &self,
         decision: Result<Decision, GatewayError>,
         request: Request<B>,
-        state: RequestState,
+        state: Box<RequestState>,
     ) -> Either<Ready<PassthroughResponse>, BoxFuture<'static, PassthroughResponse>>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
@@ -321,10 +326,11 @@ impl Gateway {
     /// Adds the headers that all responses have, and completes the access line and the span.
     fn respond(
         &self,
-        state: RequestState,
+        mut state: Box<RequestState>,
         result: Result<PassthroughResponse, GatewayError>,
     ) -> PassthroughResponse {
-        let RequestState { subject, is_lent, cors, mut log, span, is_root_page, candidate, .. } = state;
+        let RequestState { subject, rests, is_lent, cors, log, span, is_root_page, candidate, .. } =
+            &mut *state;
         let mut passed = result.unwrap_or_else(|error| {
             log.disposition = Disposition::Rejected(error.reason());
             if let Some(limit) = error.limit() {
@@ -332,31 +338,39 @@ impl Gateway {
             }
             error.to_response(&log.ctx().id, log.path()).into()
         });
-        if is_root_page {
+        if *is_root_page {
             passed.response = root_page::replace_error(passed.response);
         }
         let headers = passed.response.headers_mut();
-        if is_lent {
+        if *is_lent {
             strip_set_cookie(headers);
         }
-        if let Some(quotas) = self.0.limits.quota_headers(subject) {
+        let present = PresentFields::of(headers);
+        let is_fresh = clock::now().saturating_duration_since(log.ctx().arrived) < FRESH_RESTS;
+        let rests = if is_fresh { *rests } else { QuotaRests::default() };
+        if !present.has_quotas
+            && let Some(quotas) = self.0.limits.quota_headers(*subject, rests)
+        {
             quotas.write(headers);
         }
-        if let Some(cors) = cors {
+        if let Some(cors) = cors.take() {
             cors.write(headers);
         }
-        add_common_headers(headers, &log.ctx().id);
-        log.record_response(&passed.response);
+        present.add_common(headers, &log.ctx().id);
+        log.record_response(&passed.response, present.has_id);
         span.answered(ResponseAttributes {
             status: passed.response.status().as_u16(),
             outcome: log.disposition.outcome().into(),
             reason: log.disposition.reason(),
             member: log.member.as_deref(),
         });
-        if let Some(candidate) = candidate {
-            self.keep_answer(*candidate, &log, subject, &passed.response);
+        if let Some(candidate) = candidate.take() {
+            self.keep_answer(*candidate, log, *subject, &passed.response);
         }
-        passed.response = passed.response.map(|body| SpannedBody::wrap(body, span));
+        if span.is_recorded() {
+            let span = std::mem::take(span);
+            passed.response = passed.response.map(|body| SpannedBody::wrap(body, span));
+        }
         passed
     }
 
@@ -364,11 +378,10 @@ impl Gateway {
         &self,
         request: &Request<B>,
         ctx: RequestCtx,
+        endpoint: Option<(RouteIndex, Form)>,
         identity: Option<&Identity>,
         proof: Option<KeyProof>,
-    ) -> RequestState {
-        let path = request.uri().path();
-        let endpoint = self.0.routes.endpoint(path).map(|(index, found)| (index, found.form));
+    ) -> Box<RequestState> {
         let (label, template) = match endpoint {
             Some((index, form)) => {
                 let route = self.0.routes.get(index);
@@ -383,14 +396,16 @@ impl Gateway {
         log.member = identity.and_then(|identity| identity.member.clone());
         let is_lent = identity.is_some_and(|identity| identity.origin == KeyOrigin::Gateway);
         let is_root_page = root_page::is_root_page(request);
-        RequestState { subject, is_lent, cors, log, span, endpoint, is_root_page, candidate: None }
+        let (rests, candidate) = (QuotaRests::default(), None);
+        // Boxed: it is moved from step to step.
+        Box::new(RequestState { subject, rests, is_lent, cors, log, span, endpoint, is_root_page, candidate })
     }
 
     /// Returns the client's access, which a reload may revoke.
     fn client_access(&self, headers: &HeaderMap, state: &RequestState) -> ClientAccess {
         let member = state.log.member.clone();
         let arrived = state.log.ctx().arrived;
-        ClientAccess::new(&self.0.authenticator, &self.0.reloads, headers, member, arrived)
+        ClientAccess::new(&self.0.access, headers, member, arrived)
     }
 }
 
@@ -435,6 +450,9 @@ fn quota_subject(identity: Option<&Identity>, proof: Option<KeyProof>, ctx: &Req
         }
     }
 }
+
+/// Time in which the rests of the quotas count as those of now. They are looked up again for an answer that takes longer.
+const FRESH_RESTS: Duration = Duration::from_millis(100);
 
 fn route_label(index: RouteIndex, route: &Route, form: Form) -> RouteLabel {
     match (route.is_built_in, form) {

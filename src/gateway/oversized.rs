@@ -65,12 +65,12 @@ impl Gateway {
         self,
         plain: PlainGet,
         request: &JobRequest,
-        state: RequestState,
+        mut state: Box<RequestState>,
     ) -> BoxFuture<'static, PassthroughResponse> {
         self.0.oversized.insert(request);
         let decision = self
             .authenticate_again(plain.headers())
-            .and_then(|identity| self.start_passthrough(state.subject, identity));
+            .and_then(|identity| self.start_passthrough(&mut state, identity));
         match decision {
             Ok(Decision::Pass(identity, slot)) => self.pass_through(*plain, identity, slot, state),
             decision => Box::pin(self.execute(decision, *plain, state)),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use headers::{ETag, HeaderMapExt as _, IfNoneMatch};
 use http::header::{AGE, ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, VARY, VIA};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
 
 use crate::cache::{Cache, CachedJob};
 use crate::core::coalescer::Cost;
@@ -14,6 +14,7 @@ use crate::core::job::{JobState, ResponseHead, UpstreamResponse};
 use crate::core::job_body::{self, ListShape};
 use crate::core::route::{Form, Route};
 use crate::gateway::request_options::AppliedPreference;
+use crate::limits::{RATELIMIT, RATELIMIT_POLICY};
 use crate::protocol::body::Body;
 use crate::protocol::request::RequestId;
 use crate::protocol::stored_headers::write_stored;
@@ -261,6 +262,15 @@ pub(crate) fn append_cache_status(headers: &mut HeaderMap, member: &str) {
     append_status(headers, &[PSEUDONYM, "; ", member]);
 }
 
+/// Appends `Cache-Status` of a passed-through request. Without `fwd-status`: it would repeat the status of the response.
+pub(crate) fn append_passthrough_status(headers: &mut HeaderMap, method: &Method) {
+    let is_get = *method == Method::GET;
+    let text = if is_get { "clipgate; fwd=bypass" } else { "clipgate; fwd=method" };
+    let mut value = HeaderValue::from_static(text);
+    value.set_sensitive(true);
+    headers.append(CACHE_STATUS, value);
+}
+
 /// Appends `Cache-Status` of a hit.
 pub(crate) fn append_hit_status(headers: &mut HeaderMap, ttl: Duration, detail: &str) {
     headers.append(CACHE_STATUS, hit_status(ttl.as_secs(), detail));
@@ -320,11 +330,33 @@ pub(crate) fn max_forwards_response() -> Response<Body> {
 pub(crate) const ALLOWED_METHODS: HeaderValue =
     HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
-/// Adds the fields that every response has. The upstream's own `X-Request-Id` stays.
-pub(crate) fn add_common_headers(headers: &mut HeaderMap, id: &RequestId) {
-    headers.entry(X_REQUEST_ID).or_insert_with(|| id.value().clone());
-    if !headers.contains_key(VIA) {
-        append_via(headers, Version::HTTP_11);
+/// Which fields that the gateway adds are in a response already. One pass costs less than a lookup for each.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PresentFields {
+    pub(crate) has_id: bool,
+    pub(crate) has_quotas: bool,
+    has_via: bool,
+}
+
+impl PresentFields {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let mut present = Self::default();
+        for name in headers.keys() {
+            present.has_id |= *name == X_REQUEST_ID;
+            present.has_quotas |= *name == RATELIMIT || *name == RATELIMIT_POLICY;
+            present.has_via |= *name == VIA;
+        }
+        present
+    }
+
+    /// Adds the fields that every response has. The upstream's own `X-Request-Id` stays.
+    pub(crate) fn add_common(self, headers: &mut HeaderMap, id: &RequestId) {
+        if !self.has_id {
+            headers.append(X_REQUEST_ID, id.value().clone());
+        }
+        if !self.has_via {
+            append_via(headers, Version::HTTP_11);
+        }
     }
 }
 

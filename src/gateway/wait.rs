@@ -80,7 +80,7 @@ impl Gateway {
         mut parked: ParkedRequest,
         plain: Option<PlainGet>,
         host: Option<Box<HeaderValue>>,
-        state: RequestState,
+        state: Box<RequestState>,
     ) -> BoxFuture<'static, PassthroughResponse> {
         let wait = async move {
             drop(host);
@@ -102,7 +102,7 @@ impl Gateway {
         request: JobRequest,
         plain: Option<PlainGet>,
         result: Result<WaitResult, HubError>,
-        mut state: RequestState,
+        mut state: Box<RequestState>,
     ) -> Either<PassthroughResponse, BoxFuture<'static, PassthroughResponse>> {
         if let (Some(plain), Ok(WaitResult { end, .. })) = (plain, &result)
             && is_oversized(end)
@@ -158,7 +158,7 @@ impl Gateway {
         };
         let gateway = &*self.0;
         let (shape, vary) =
-            (|| gateway.cache.list_shape(*domain, query.route), || gateway.authenticator.vary());
+            (|| gateway.cache.list_shape(*domain, query.route), || gateway.access.authenticator.vary());
         let response = response.into_response(&gateway.cache, shape, vary, condition.as_deref());
         self.with_links_to(request, response)
     }

@@ -3,7 +3,33 @@
 use arrayvec::ArrayString;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{QuotaState, RateQuota};
+use super::RateQuota;
+use crate::telemetry::metrics::Limit;
+
+/// State of one quota of a subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuotaState {
+    pub quota: Limit,
+    /// Requests that are added each second.
+    pub rate: u32,
+    /// The most requests that can be saved up.
+    pub burst: u32,
+    /// Requests that are allowed now.
+    pub remaining: u32,
+    /// Seconds until the next request is allowed, if none remains.
+    pub resets_in: Option<u64>,
+}
+
+/// Requests that a quota still allows, right after a request was counted. `None`: there is no quota, or only a look at it
+/// shows its state.
+pub(crate) type Rest = Option<u32>;
+
+/// The rests of both quotas of a request's subject.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct QuotaRests {
+    pub requests: Rest,
+    pub calls: Rest,
+}
 
 /// The `RateLimit` headers of a subject at one moment.
 #[derive(Clone, Debug)]
@@ -13,12 +39,10 @@ pub struct QuotaHeaders {
 }
 
 impl QuotaHeaders {
-    /// Adds the fields of draft-ietf-httpapi-ratelimit-headers-10, unless the upstream's response has them already.
+    /// Adds the fields of draft-ietf-httpapi-ratelimit-headers-10 to a response without such fields of the upstream.
     pub fn write(self, headers: &mut HeaderMap) {
-        if !headers.contains_key(RATELIMIT) && !headers.contains_key(RATELIMIT_POLICY) {
-            headers.insert(RATELIMIT_POLICY, self.policy);
-            headers.insert(RATELIMIT, self.remaining);
-        }
+        headers.append(RATELIMIT_POLICY, self.policy);
+        headers.append(RATELIMIT, self.remaining);
     }
 }
 
@@ -69,4 +93,4 @@ impl QuotaState {
 const MAX_HEADER_LEN: usize = 2 * "\"requests\";r=4294967295;t=18446744073709551615, ".len();
 
 pub(crate) const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
-pub(super) const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+pub(crate) const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");

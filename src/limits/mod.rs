@@ -29,7 +29,7 @@ use crate::config::{self, TeamMember};
 use crate::core::job::KeyDomain;
 use crate::telemetry::metrics::Limit;
 
-pub(crate) use self::fields::{QuotaHeaders, RATELIMIT};
+pub(crate) use self::fields::{QuotaHeaders, QuotaRests, QuotaState, RATELIMIT, RATELIMIT_POLICY, Rest};
 pub(crate) use self::takes::{QuotaTake, QuotaTakes};
 pub(crate) use self::unproven::{AddressFull, UnprovenWait, UnprovenWaits};
 
@@ -152,19 +152,19 @@ impl Limits {
     }
 
     /// Counts one request against the quota `requests`.
-    pub fn check_request(&self, subject: Subject) -> Result<(), QuotaExceeded> {
+    pub fn check_request(&self, subject: Subject) -> Result<Rest, QuotaExceeded> {
         self.check(subject, NonZeroU32::MIN, |quotas| &quotas.requests)
     }
 
     /// Counts one upstream request against the quota `calls`.
-    pub fn check_call(&self, subject: Subject) -> Result<(), QuotaExceeded> {
+    pub fn check_call(&self, subject: Subject) -> Result<Rest, QuotaExceeded> {
         self.check_calls(subject, 1)
     }
 
     /// Counts several upstream requests: all of them, or none if the quota is too small.
-    pub fn check_calls(&self, subject: Subject, count: usize) -> Result<(), QuotaExceeded> {
+    pub fn check_calls(&self, subject: Subject, count: usize) -> Result<Rest, QuotaExceeded> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        NonZeroU32::new(count).map_or(Ok(()), |count| self.check(subject, count, |quotas| &quotas.calls))
+        NonZeroU32::new(count).map_or(Ok(None), |count| self.check(subject, count, |quotas| &quotas.calls))
     }
 
     fn check(
@@ -172,10 +172,11 @@ impl Limits {
         subject: Subject,
         count: NonZeroU32,
         group: impl Fn(&QuotaSet) -> &QuotaGroup,
-    ) -> Result<(), QuotaExceeded> {
+    ) -> Result<Rest, QuotaExceeded> {
         let quotas = self.quotas.load();
-        let Some(quota) = group(&quotas).of(subject) else { return Ok(()) };
-        self.check_quota(quota, subject, count, quotas.divisor).map(drop)
+        let Some(quota) = group(&quotas).of(subject) else { return Ok(None) };
+        let counted = self.check_quota(quota, subject, count, quotas.divisor)?;
+        Ok(counted.map(|state| state.remaining))
     }
 
     /// Counts requests against a quota. Returns its state then.
@@ -193,10 +194,18 @@ impl Limits {
         Ok(state)
     }
 
-    /// Returns the `RateLimit` headers of a subject, without counting a request. `None`: the subject has no quota.
-    pub fn quota_headers(&self, subject: Subject) -> Option<QuotaHeaders> {
+    /// Returns the `RateLimit` headers of a subject, without counting a request. `rests` are those that it knows from
+    /// its counts. `None`: the subject has no quota.
+    pub fn quota_headers(&self, subject: Subject, rests: QuotaRests) -> Option<QuotaHeaders> {
         let quotas = self.quotas.load();
-        let states = quotas.of(subject).map(|quota| quota.peek(subject, quotas.divisor));
+        let groups = [(&quotas.requests, rests.requests), (&quotas.calls, rests.calls)];
+        let states = groups.into_iter().filter_map(|(group, rest)| {
+            let quota = group.of(subject)?;
+            Some(match rest {
+                Some(rest) => quota.state(rest, None),
+                None => quota.peek(subject, quotas.divisor),
+            })
+        });
         let remaining = remaining_value(states)?;
         Some(QuotaHeaders { policy: quotas.policy(subject)?, remaining })
     }
@@ -452,20 +461,6 @@ impl RateQuota {
         let (rate, burst) = self.rate_and_burst;
         QuotaState { quota: self.name, rate, burst, remaining, resets_in }
     }
-}
-
-/// State of one quota of a subject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QuotaState {
-    pub quota: Limit,
-    /// Requests that are added each second.
-    pub rate: u32,
-    /// The most requests that can be saved up.
-    pub burst: u32,
-    /// Requests that are allowed now.
-    pub remaining: u32,
-    /// Seconds until the next request is allowed, if none remains.
-    pub resets_in: Option<u64>,
 }
 
 fn nanos(time: Duration) -> u64 {

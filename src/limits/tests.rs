@@ -43,7 +43,7 @@ fn passed_requests(limits: &Limits, subject: Subject) -> usize {
 
 fn fields(limits: &Limits, subject: Subject) -> (String, String) {
     let mut headers = HeaderMap::new();
-    limits.quota_headers(subject).unwrap().write(&mut headers);
+    limits.quota_headers(subject, QuotaRests::default()).unwrap().write(&mut headers);
     let text = |name| headers[&name].to_str().unwrap().to_owned();
     (text(RATELIMIT_POLICY), text(RATELIMIT))
 }
@@ -88,7 +88,7 @@ async fn calls_count_separately_from_requests() {
 fn a_rate_of_zero_disables_a_quota() {
     let limits = limits((0, 0), (0, 0));
     assert_eq!(passed_requests(&limits, key(1)), 100);
-    assert!(limits.quota_headers(key(1)).is_none());
+    assert!(limits.quota_headers(key(1), QuotaRests::default()).is_none());
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::added_fields::AddedFields;
 use super::client_ip::{Hop, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, client_hop, trusted_hops};
-use super::peer::{Peer, push_address};
+use super::peer::{AddressText, Peer, short_text};
 
 /// The connection's peer, and the hops before it that a trusted peer reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,19 +84,27 @@ impl ForwardedChain {
     ///
     /// `is_tls` and `host` describe the request on the gateway's own connection.
     pub(crate) fn write(&self, fields: &mut AddedFields, is_tls: bool, host: Option<&str>) {
-        let (mut forwarded, mut x_forwarded_for) = (String::with_capacity(96), String::with_capacity(48));
-        for hop in &self.hops {
-            let host = hop.host.as_ref().map(Authority::as_str);
-            write_hop(hop.address, hop.is_https, host, &mut forwarded, &mut x_forwarded_for);
-            forwarded.push_str(", ");
-            x_forwarded_for.push_str(", ");
-        }
-        write_hop(self.peer.ip(), Some(is_tls), host, &mut forwarded, &mut x_forwarded_for);
-        fields.push_text(&X_FORWARDED_PROTO, &[proto(self.is_https.unwrap_or(is_tls))]);
-        fields.push_text(&FORWARDED, &[&forwarded]);
-        fields.push_text(&X_FORWARDED_FOR, &[&x_forwarded_for]);
+        let peer = Node::of(self.peer.ip());
+        fields.push_with("x-forwarded-proto", |value| {
+            value.extend_from_slice(proto(self.is_https.unwrap_or(is_tls)).as_bytes());
+        });
+        fields.push_with("forwarded", |value| {
+            for hop in &self.hops {
+                let host = hop.host.as_ref().map(Authority::as_str);
+                Node::of(hop.address).write_element(hop.is_https, host, value);
+                value.extend_from_slice(b", ");
+            }
+            peer.write_element(Some(is_tls), host, value);
+        });
+        fields.push_with("x-forwarded-for", |value| {
+            for hop in &self.hops {
+                value.extend_from_slice(Node::of(hop.address).text.as_bytes());
+                value.extend_from_slice(b", ");
+            }
+            value.extend_from_slice(peer.text.as_bytes());
+        });
         if let Some(host) = self.host.as_ref().map(Authority::as_str).or(host) {
-            fields.push_text(&X_FORWARDED_HOST, &[host]);
+            fields.push_with("x-forwarded-host", |value| value.extend_from_slice(host.as_bytes()));
         }
     }
 }
@@ -109,31 +117,34 @@ pub(crate) fn is_proxied(headers: &HeaderMap) -> bool {
         || OTHERS.iter().any(|name| headers.contains_key(*name))
 }
 
-/// Writes an element of `Forwarded` and one of `X-Forwarded-For`.
-fn write_hop(
-    address: Option<IpAddr>,
-    is_https: Option<bool>,
-    host: Option<&str>,
-    forwarded: &mut String,
-    x_forwarded_for: &mut String,
-) {
-    let node = x_forwarded_for.len();
-    match address {
-        Some(ip) => push_address(x_forwarded_for, ip),
-        None => x_forwarded_for.push_str("unknown"),
+/// A hop as both kinds of fields name it.
+struct Node {
+    text: AddressText,
+    is_ipv6: bool,
+}
+
+impl Node {
+    fn of(address: Option<IpAddr>) -> Self {
+        let text = address.map_or_else(|| AddressText::from("unknown").unwrap_or_default(), short_text);
+        Self { text, is_ipv6: matches!(address, Some(IpAddr::V6(_))) }
     }
-    let (before, after) = if matches!(address, Some(IpAddr::V6(_))) { ("\"[", "]\"") } else { ("", "") };
-    for text in ["for=", before, &x_forwarded_for[node..], after] {
-        forwarded.push_str(text);
-    }
-    if let Some(is_https) = is_https {
-        forwarded.push_str(";proto=");
-        forwarded.push_str(proto(is_https));
-    }
-    if let Some(host) = host {
-        forwarded.push_str(";host=\"");
-        forwarded.push_str(host); // a valid host has neither quotes nor backslashes
-        forwarded.push('"');
+
+    /// Writes an element of `Forwarded`.
+    fn write_element(&self, is_https: Option<bool>, host: Option<&str>, value: &mut Vec<u8>) {
+        value.extend_from_slice(if self.is_ipv6 { b"for=\"[" } else { b"for=" });
+        value.extend_from_slice(self.text.as_bytes());
+        if self.is_ipv6 {
+            value.extend_from_slice(b"]\"");
+        }
+        if let Some(is_https) = is_https {
+            value.extend_from_slice(b";proto=");
+            value.extend_from_slice(proto(is_https).as_bytes());
+        }
+        if let Some(host) = host {
+            value.extend_from_slice(b";host=\"");
+            value.extend_from_slice(host.as_bytes()); // a valid host has neither quotes nor backslashes
+            value.push(b'"');
+        }
     }
 }
 

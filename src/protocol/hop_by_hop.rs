@@ -13,8 +13,8 @@ use super::field_value::tokens;
 ///
 /// Strip before adding fields: a sender may list any name, also that of a field which the gateway adds.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    // Most messages have none. To look for each of the names costs six times as much.
-    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+    // Most messages have none. To look for each of the names costs twenty times as much.
+    if !headers.keys().any(|name| is_hop_by_hop(name.as_str())) {
         return;
     }
     let accepts_trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
@@ -26,6 +26,22 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if accepts_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Returns whether the name is in [`HOP_BY_HOP`]. A comparison of texts costs less than one of names.
+pub(super) fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    )
 }
 
 pub(super) static HOP_BY_HOP: [HeaderName; 9] = [
@@ -67,6 +83,23 @@ mod tests {
         ]);
         strip_hop_by_hop(&mut headers);
         assert_eq!(headers, map(&[("trailer", "x-sum"), ("x-end", "1")]));
+    }
+
+    #[test]
+    fn both_lists_of_hop_by_hop_names_are_equal() {
+        assert!(HOP_BY_HOP.iter().all(|name| is_hop_by_hop(name.as_str())));
+        let others = ["host", "trailer", "content-length", "keep-alives", "x-upgrade", ""];
+        assert!(!others.into_iter().any(is_hop_by_hop));
+    }
+
+    #[test]
+    fn a_message_with_one_hop_by_hop_field_loses_it() {
+        for name in &HOP_BY_HOP {
+            let mut headers = map(&[("x-end", "1")]);
+            headers.insert(name, HeaderValue::from_static("x"));
+            strip_hop_by_hop(&mut headers);
+            assert_eq!(headers, map(&[("x-end", "1")]), "{name}");
+        }
     }
 
     #[test]

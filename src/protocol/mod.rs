@@ -15,6 +15,7 @@ pub(crate) mod cors;
 pub(crate) mod fetch_metadata;
 pub(crate) mod field_value;
 pub(crate) mod forwarded;
+pub(crate) mod found_fields;
 pub(crate) mod header_links;
 pub(crate) mod hop_by_hop;
 pub(crate) mod host;

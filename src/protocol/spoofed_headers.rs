@@ -10,12 +10,17 @@ use super::hop_by_hop::HOP_BY_HOP;
 /// Removes every field with an address of the client, and each other spelling of a field that the gateway writes.
 /// Fields with exactly these names stay: the caller replaces them.
 pub(crate) fn strip_spoofable(headers: &mut HeaderMap) {
+    strip(headers, is_stripped);
+}
+
+/// Returns whether [`strip_spoofable`] removes fields with this name.
+pub(super) fn is_stripped(name: &str) -> bool {
     // Another spelling has a character that no own name has. Nearly all fields end here.
-    let is_other_spelling = |name: &str| {
+    let is_other_spelling = || {
         name.bytes().any(|byte| byte != b'-' && !byte.is_ascii_alphanumeric())
             && own_names().any(|own| own != name && is_read_as(name, own))
     };
-    strip(headers, |name| is_spoofable(name) || is_other_spelling(name));
+    is_spoofable(name) || is_other_spelling()
 }
 
 /// Removes from the trailers of an upload all fields that a server could merge into the head: addresses of the client,

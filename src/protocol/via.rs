@@ -10,7 +10,13 @@ pub(crate) const PSEUDONYM: &str = "clipgate";
 
 /// Adds this gateway to `Via`, with the version in which the message was received (RFC 9110 §7.6.3).
 pub(crate) fn append_via(headers: &mut HeaderMap, received: Version) {
-    headers.append(header::VIA, HeaderValue::from_static(via_member(received)));
+    // The usual value is a constant: a new one would be checked byte by byte.
+    static HTTP_11: HeaderValue = HeaderValue::from_static("1.1 clipgate");
+    let value = match received {
+        Version::HTTP_11 => HTTP_11.clone(),
+        other => HeaderValue::from_static(via_member(other)),
+    };
+    headers.append(header::VIA, value);
 }
 
 /// Returns the member of `Via` for a message that was received in this version.

@@ -86,12 +86,16 @@ impl ConnectionActivity {
         }))
     }
 
-    pub(super) fn set_idle(&self, is_idle: bool, now: Instant) {
-        let since = match is_idle {
-            true => now.saturating_duration_since(self.0.opened_at).as_nanos() as u64, // overflows after 584 years
-            false => BUSY,
-        };
+    /// Records that no response is under way from now on.
+    pub(super) fn set_idle(&self, now: Instant) {
+        // Overflows after 584 years.
+        let since = now.saturating_duration_since(self.0.opened_at).as_nanos() as u64;
         self.0.idle_since.store(since, Ordering::Relaxed);
+    }
+
+    /// Records that a response is under way.
+    pub(super) fn set_busy(&self) {
+        self.0.idle_since.store(BUSY, Ordering::Relaxed);
     }
 
     pub(super) fn idle_since(&self) -> Option<Instant> {

@@ -286,7 +286,7 @@ mod tests {
     /// Returns a connection that becomes idle at `began + since`.
     fn idle(began: Instant, since: Duration) -> ConnectionActivity {
         let activity = ConnectionActivity::new();
-        activity.set_idle(true, began + since);
+        activity.set_idle(began + since);
         activity
     }
 
@@ -294,7 +294,7 @@ mod tests {
     fn the_longest_idle_connection_has_to_close_and_a_busy_one_never() {
         let (limit, began) = (limit_of(4), clock::now());
         let busy = ConnectionActivity::new();
-        busy.set_idle(false, began);
+        busy.set_busy();
         let all = [busy.clone(), idle(began, 3 * SECOND), idle(began, 2 * SECOND), idle(began, 4 * SECOND)];
         let mut permits: Vec<_> = all.iter().map(|activity| limit.acquire(None, activity).unwrap()).collect();
         assert_eq!(limit.acquire(None, &ConnectionActivity::new()).unwrap_err(), LimitReached::All);
@@ -317,11 +317,11 @@ mod tests {
         let permits: Vec<_> = all.iter().map(|activity| limit.acquire(None, activity).unwrap()).collect();
         let now = began + 60 * SECOND;
         assert_eq!(limit.request_close(LimitReached::All, now), Some(permits[0].id));
-        all[1].set_idle(false, now);
-        all[2].set_idle(false, now);
-        all[2].set_idle(true, now);
+        all[1].set_busy();
+        all[2].set_busy();
+        all[2].set_idle(now);
         assert_eq!(limit.request_close(LimitReached::All, now), Some(permits[3].id));
-        all[4..16].iter().for_each(|activity| activity.set_idle(false, now));
+        all[4..16].iter().for_each(|activity| activity.set_busy());
         assert_eq!(limit.request_close(LimitReached::All, now), None, "it is too early for another pass");
         assert_eq!(limit.request_close(LimitReached::All, now + SECOND), Some(permits[16].id));
     }

@@ -49,20 +49,26 @@ impl ConnectionTimeouts {
                 let has_begun = activity.take_has_begun();
                 has_requested |= has_begun;
                 let phase = self.phase(activity, has_requested);
-                if has_begun || phase != last {
+                if phase == ConnectionPhase::Responding {
+                    // The timer keeps its time: it ends nothing in this phase.
+                    activity.set_busy();
+                } else if has_begun || phase != last {
                     let now = clock::now();
-                    (last, end) = (phase, now + limit(phase));
-                    activity.set_idle(phase != ConnectionPhase::Responding, now);
+                    end = now + limit(phase);
+                    activity.set_idle(now);
+                    if timer.deadline().into_std() > end {
+                        timer.as_mut().reset(end.into());
+                    }
                 }
-                if timer.deadline().into_std() > end {
-                    timer.as_mut().reset(end.into());
-                }
+                last = phase;
                 ready!(timer.as_mut().poll(cx));
                 let now = clock::now();
-                match (now >= end, phase) {
-                    (true, ConnectionPhase::ReadingHead | ConnectionPhase::Idle) => return Poll::Ready(()),
-                    (true, ConnectionPhase::Responding) => end = now + limit(phase),
-                    (false, _) => {}
+                match phase {
+                    ConnectionPhase::Responding => end = now + limit(phase),
+                    ConnectionPhase::ReadingHead | ConnectionPhase::Idle if now >= end => {
+                        return Poll::Ready(());
+                    }
+                    ConnectionPhase::ReadingHead | ConnectionPhase::Idle => {}
                 }
                 timer.as_mut().reset(end.into());
             }

@@ -98,7 +98,7 @@ impl Gateway {
         self,
         request: StreamRequest,
         open: Arc<OpenRequest>,
-        state: RequestState,
+        state: Box<RequestState>,
     ) -> BoxFuture<'static, PassthroughResponse> {
         Box::pin(async move {
             let result = self.0.streams.open(request).await;

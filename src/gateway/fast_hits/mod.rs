@@ -311,7 +311,7 @@ impl Gateway {
             && has_one(&X_REQUEST_ID)
             && headers.get(X_REQUEST_ID) == Some(log.ctx().id.value())
             && has_one(&RATELIMIT) == self.0.limits.has_quota(subject);
-        if !is_plain || !self.0.authenticator.reads_authorization_only() {
+        if !is_plain || !self.0.access.authenticator.reads_authorization_only() {
             return;
         }
         // In this order: a change between the two is counted after the first.

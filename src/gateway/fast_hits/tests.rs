@@ -70,7 +70,7 @@ impl World {
     fn domain(&self, authorization: &str) -> KeyDomain {
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, authorization.parse().unwrap());
-        self.gateway.0.authenticator.identify(&headers).unwrap().unwrap().domain
+        self.gateway.0.access.authenticator.identify(&headers).unwrap().unwrap().domain
     }
 
     fn store(&self, authorization: &str, id: &str, word: &str) {
@@ -116,7 +116,11 @@ impl World {
     fn send(&self, request: &Request<()>, ctx: &RequestCtx, is_ordinary: bool) -> Option<Answer> {
         let request = request.clone().map(|()| Full::new(Bytes::new()));
         let answered = match is_ordinary {
-            true => self.gateway.handle_unknown(request, ctx.clone(), None).now_or_never(),
+            true => {
+                let endpoint = self.gateway.0.routes.endpoint(request.uri().path());
+                let endpoint = endpoint.map(|(index, found)| (index, found.form));
+                self.gateway.handle_unknown(request, ctx.clone(), endpoint, None).now_or_never()
+            }
             false => self.gateway.handle(request, ctx.clone()).now_or_never(),
         };
         let (head, body) = answered?.response.into_parts();
@@ -334,7 +338,7 @@ async fn a_kept_answer_is_that_of_the_ordinary_way() {
     let mut rng = fastrand::Rng::with_seed(seed);
     for (number, world) in worlds().into_iter().enumerate() {
         for key in [KEY, TOKEN, "Bearer two"] {
-            if world.gateway.0.authenticator.identify(plain().headers()).is_ok() || key == TOKEN {
+            if world.gateway.0.access.authenticator.identify(plain().headers()).is_ok() || key == TOKEN {
                 world.store(key, "a", "completed");
                 world.store(key, "b", "completed");
             }
@@ -383,7 +387,7 @@ async fn a_kept_answer_is_that_of_the_ordinary_way() {
         }
         // Requests that are held for a change of the job are not answered at once.
         let holds = world.gateway.0.routes.iter().any(|(_, route)| !route.default_wait.is_zero());
-        let keeps = world.gateway.0.authenticator.reads_authorization_only() && !holds;
+        let keeps = world.gateway.0.access.authenticator.reads_authorization_only() && !holds;
         assert_eq!(served() > before, keeps, "seed {seed}, world {number}");
         assert!(hits > 10, "seed {seed}, world {number}: {hits} hits");
     }

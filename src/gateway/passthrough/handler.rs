@@ -19,9 +19,8 @@ use crate::gateway::classify::RequestTarget;
 use crate::gateway::error::GatewayError;
 use crate::gateway::first_frame::read_first_frame;
 use crate::gateway::guarded_body::{GuardedBody, OpenRequest};
-use crate::gateway::response::append_cache_status;
+use crate::gateway::response::append_passthrough_status;
 use crate::gateway::{Decision, Gateway, RequestState};
-use crate::limits::Subject;
 use crate::protocol::body::{Body, BoxError, Stalled};
 use crate::protocol::forwarded::is_proxied;
 use crate::protocol::host::requested_host;
@@ -38,7 +37,7 @@ impl Gateway {
         self,
         request: Request<B>,
         target: RequestTarget,
-        mut state: RequestState,
+        mut state: Box<RequestState>,
     ) -> BoxFuture<'static, PassthroughResponse>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
@@ -59,7 +58,7 @@ impl Gateway {
                 Ok(Some(body)) => {
                     let decision = self
                         .authenticate_again(&head.headers)
-                        .and_then(|identity| self.start_passthrough(state.subject, identity));
+                        .and_then(|identity| self.start_passthrough(&mut state, identity));
                     self.execute(decision, Request::from_parts(head, body), state).await
                 }
                 Err(error) if error.is::<Stalled>() => {
@@ -75,17 +74,17 @@ impl Gateway {
         &self,
         headers: &HeaderMap,
     ) -> Result<Option<Identity>, GatewayError> {
-        Ok(self.0.authenticator.identify(headers)?)
+        Ok(self.0.access.authenticator.identify(headers)?)
     }
 
     /// Takes a slot and counts the call.
     pub(in crate::gateway) fn start_passthrough(
         &self,
-        subject: Subject,
+        state: &mut RequestState,
         identity: Option<Identity>,
     ) -> Result<Decision, GatewayError> {
-        let slot = self.0.slots.take(subject)?;
-        self.0.limits.check_call(subject)?;
+        let slot = self.0.slots.take(state.subject)?;
+        state.rests.calls = self.0.limits.check_call(state.subject)?;
         Ok(Decision::Pass(identity, slot))
     }
 
@@ -94,35 +93,37 @@ impl Gateway {
         request: Request<B>,
         identity: Option<Identity>,
         slot: PassthroughSlot,
-        mut state: RequestState,
+        mut state: Box<RequestState>,
     ) -> BoxFuture<'static, PassthroughResponse>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
+        // Shared: the upload may outlast the response, and the tunnel both.
+        let open = OpenRequest::new(self.client_access(request.headers(), &state), Some(slot));
+        let request = request.map(|body| GuardedBody::new(body, Arc::clone(&open)));
+        state.log.disposition = Disposition::Passthrough;
+        // Only links need them.
+        let headers = self.0.links.as_ref().map(|_| request.headers());
+        let host = headers.and_then(|headers| requested_host(request.uri(), headers));
+        let is_proxied = headers.is_some_and(is_proxied);
+        let action = PendingAction::of(&self, &request, identity.as_ref());
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let key = identity.as_ref().map(|identity| (identity.domain, identity.origin));
+        let credential = identity.map(|identity| identity.credential);
+        let account = UpstreamAccount { credential, is_lent: state.is_lent };
+        // Before the future begins, which then has no room for the client's request.
+        let prepared = self.0.passthrough.prepare(request, state.log.ctx(), account, &state.span);
         Box::pin(async move {
-            // Shared: the upload may outlast the response, and the tunnel both.
-            let open = OpenRequest::new(self.client_access(request.headers(), &state), Some(slot));
-            let request = request.map(|body| GuardedBody::new(body, Arc::clone(&open)));
-            state.log.disposition = Disposition::Passthrough;
-            let is_read = [Method::GET, Method::HEAD].contains(request.method());
-            // Only links need them.
-            let headers = self.0.links.as_ref().map(|_| request.headers());
-            let host = headers.and_then(|headers| requested_host(request.uri(), headers));
-            let is_proxied = headers.is_some_and(is_proxied);
-            let action = PendingAction::of(&self, &request, identity.as_ref());
-            let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
-            let uri = request.uri().clone();
-            let credential = identity.as_ref().map(|identity| identity.credential.clone());
-            let account = UpstreamAccount { credential, is_lent: state.is_lent };
-            let revoked = async { open.revocation().await };
-            let passthrough = &self.0.passthrough;
-            let forwarding = passthrough.forward(request, state.log.ctx(), account, &state.span, revoked);
-            let PassthroughResponse { mut response, tunnel } = match forwarding.await {
+            let sent = match prepared {
+                Ok(prepared) => self.0.passthrough.forward(prepared, async { open.revocation().await }).await,
+                Err(error) => Err(error),
+            };
+            let PassthroughResponse { mut response, tunnel } = match sent {
                 Ok(passed) => passed,
                 // A revocation also ends the upload early.
                 Err(PassthroughError::Revoked | PassthroughError::Upload(_)) if open.is_revoked() => {
-                    return self.respond(state, Err(self.0.authenticator.revoked().into()));
+                    return self.respond(state, Err(self.0.access.authenticator.revoked().into()));
                 }
                 Err(error) => {
                     if let Some(action) = action {
@@ -134,37 +135,32 @@ impl Gateway {
             if let Some(action) = action {
                 action.answered(response.status());
             }
-            if let Some(identity) = identity {
+            if let Some((domain, origin)) = key {
                 // In open mode the key that the upstream rejects is the client's own, and no key of the domain.
-                let has_key = identity.origin != KeyOrigin::Open;
+                let has_key = origin != KeyOrigin::Open;
                 let verdict = key_verdict(response.status()).filter(|_| has_key);
+                let is_read = [Method::GET, Method::HEAD].contains(&method);
                 let is_missing = is_read && response.status() == StatusCode::NOT_FOUND;
                 if is_missing || !matches!(verdict, Some(KeyVerdict::Accepted) | None) {
                     let named = query::named(&self.0.routes, uri.path(), uri.query());
-                    self.record_key_verdict(verdict, identity.domain, &named);
+                    self.record_key_verdict(verdict, domain, &named);
                     if is_missing {
-                        self.remove_missing(identity.domain, &named);
+                        self.remove_missing(domain, &named);
                     }
                 }
             }
             if let Some(links) = &self.0.links {
                 links.rewrite(response.headers_mut(), || state.client_origin(host.as_ref(), is_proxied));
             }
-            // Without `fwd-status`: it would repeat the status of the response.
-            append_cache_status(response.headers_mut(), fwd);
+            append_passthrough_status(response.headers_mut(), &method);
             let passed = match tunnel {
                 Some(tunnel) => {
                     let tunnel = guarded_tunnel(tunnel, open);
                     PassthroughResponse { response, tunnel: Some(tunnel) }
                 }
-                None => {
-                    let guarded = |body| match body {
-                        // So short that it needs no slot.
-                        Body::Full(_) if body.size_hint().upper() <= Some(SHORT_BODY) => body,
-                        body => Body::stream(GuardedBody::new(body, open)),
-                    };
-                    response.map(guarded).into()
-                }
+                // So short that it needs no slot.
+                None if is_short(response.body()) => response.into(),
+                None => response.map(|body| Body::stream(GuardedBody::new(body, open))).into(),
             };
             self.respond(state, Ok(passed))
         })
@@ -182,6 +178,10 @@ impl Gateway {
             Some(KeyVerdict::Accepted) | None => {}
         }
     }
+}
+
+fn is_short(body: &Body) -> bool {
+    matches!(body, Body::Full(_)) && body.size_hint().upper() <= Some(SHORT_BODY)
 }
 
 /// Returns the tunnel with its slot, which ends once its client's access is revoked.

@@ -25,7 +25,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::{Extensions, Method, Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
 use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
@@ -36,11 +36,13 @@ use self::download::DownloadBody;
 pub(super) use self::slots::{PassthroughSlot, PassthroughSlots, SlotError};
 use self::upload::{UploadBody, UploadFailure, UploadProgress};
 use crate::auth::Credential;
+use crate::clock;
 use crate::gateway::response::X_REQUEST_ID;
 use crate::protocol::added_fields::AddedFields;
 use crate::protocol::body::{Body, BoxError};
 use crate::protocol::cookies::join_cookie_fields;
 use crate::protocol::field_value::tokens;
+use crate::protocol::found_fields::FoundFields;
 use crate::protocol::hop_by_hop::strip_hop_by_hop;
 use crate::protocol::host::{is_same_host_port, requested_host_text};
 use crate::protocol::request::RequestCtx;
@@ -79,6 +81,16 @@ struct UpstreamAccount {
     /// A key of the gateway's own replaces the client's; `None` leaves it.
     credential: Option<Credential>,
     /// Whether the account is the gateway's, not the client's own. Then cookies are removed in both directions.
+    is_lent: bool,
+}
+
+/// A request that is ready to be sent.
+struct PreparedRequest {
+    outgoing: Box<OutgoingRequest>,
+    /// `None` without a body.
+    progress: Option<Arc<UploadProgress>>,
+    /// The client's connection, if the client offers to switch protocols.
+    upgrade: Option<OnUpgrade>,
     is_lent: bool,
 }
 
@@ -165,18 +177,14 @@ impl Passthrough {
         Self { client, max_body, head_timeout, metrics }
     }
 
-    /// Sends the request to the upstream and returns the response. `span` becomes the request's `traceparent`.
-    /// `revoked` ends once the client's access is revoked. Only a request that takes long polls it.
-    ///
-    /// Cancel safe: dropping the future, or later the body of the response, ends the request at the upstream.
-    async fn forward<B>(
+    /// Builds the request to the upstream. `span` becomes its `traceparent`.
+    fn prepare<B>(
         &self,
         mut request: Request<B>,
         ctx: &RequestCtx,
         account: UpstreamAccount,
         span: &RequestSpan,
-        revoked: impl Future<Output = ()>,
-    ) -> Result<PassthroughResponse, PassthroughError>
+    ) -> Result<PreparedRequest, PassthroughError>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
@@ -188,95 +196,99 @@ impl Passthrough {
         if request.body().size_hint().lower() > self.max_body {
             return Err(PassthroughError::TooLarge);
         }
-        let upgrade = requested_upgrade(&request);
-        let downstream = hyper::upgrade::on(&mut request);
+        let found = FoundFields::of(request.headers());
+        let protocols = if found.hop_by_hop { requested_upgrade(&request) } else { None };
+        let upgrade = protocols.is_some().then(|| hyper::upgrade::on(&mut request));
 
-        let is_lent = account.is_lent;
-        let (request, progress) = self.upstream_request(request, uri, ctx, account, span, upgrade.as_ref());
-        let mut call = self.metrics.upstream.call(CallKind::Passthrough, CallCause::Passthrough);
-        let sent = match upgrade {
-            Some(_) => self.response_head(&progress, self.client.send_upgrade(request), revoked).await,
-            None => self.response_head(&progress, self.client.send(request), revoked).await,
+        let (mut head, body) = request.into_parts();
+        let headers = &mut head.headers;
+        let mut added = AddedFields::new();
+        ctx.forwarded.write(&mut added, ctx.is_tls, requested_host_text(&head.uri, headers));
+        if found.hop_by_hop {
+            strip_hop_by_hop(headers);
+        }
+        set_framing(headers, found.content_length, &head.method, &body);
+        if found.cookie && account.is_lent {
+            headers.remove(header::COOKIE);
+        } else if found.cookie {
+            join_cookie_fields(headers);
+        }
+        if head.method == Method::OPTIONS {
+            decrement_max_forwards(headers);
+        }
+        if let Some(credential) = &account.credential {
+            credential.replace_in(headers);
+        }
+        if found.spoofable {
+            strip_spoofable(headers);
+        }
+        if found.request_id {
+            headers.remove(&X_REQUEST_ID);
+        }
+        added.push(&X_REQUEST_ID, ctx.id.value());
+        added.push_with("via", |value| value.extend_from_slice(via_member(head.version).as_bytes()));
+        span.add(headers, found.trace_context, &mut added);
+        if let Some(protocols) = protocols {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, protocols);
+        }
+        head.uri = uri;
+        head.extensions = Extensions::new(); // those of the client's connection
+
+        let UpstreamAccount { credential, is_lent } = account;
+        let (body, progress) = match body.is_end_stream() {
+            true => (Body::empty(), None),
+            false => {
+                let progress = Arc::new(UploadProgress::new());
+                let (left, progress_of_body) = (self.max_body, Arc::clone(&progress));
+                let body = UploadBody { body, left, progress: progress_of_body, credential };
+                (Body::stream(body), Some(progress))
+            }
         };
+        let outgoing = Box::new(OutgoingRequest { head, body, added });
+        Ok(PreparedRequest { outgoing, progress, upgrade, is_lent })
+    }
+
+    /// Sends the request to the upstream and returns the response. `revoked` ends once the client's access is revoked. Only
+    /// a request that takes long polls it.
+    ///
+    /// Cancel safe: dropping the future, or later the body of the response, ends the request at the upstream.
+    async fn forward(
+        &self,
+        request: PreparedRequest,
+        revoked: impl Future<Output = ()>,
+    ) -> Result<PassthroughResponse, PassthroughError> {
+        let PreparedRequest { outgoing, progress, upgrade, is_lent } = request;
+        let mut call = self.metrics.upstream.call(CallKind::Passthrough, CallCause::Passthrough);
+        let sending = pin!(self.client.send_upgradable(outgoing, upgrade.is_some()));
+        let sent = self.response_head(progress.as_deref(), sending, pin!(revoked)).await;
         if let Err(PassthroughError::Send(error)) = &sent {
             call.note_error(error);
         }
         call.finish(metric_code(&sent));
         let response = sent?;
         match (response.status(), upgrade) {
-            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(upgraded(response, downstream, is_lent)),
+            (StatusCode::SWITCHING_PROTOCOLS, Some(downstream)) => {
+                Ok(upgraded(response, downstream, is_lent))
+            }
             (StatusCode::SWITCHING_PROTOCOLS, None) => Err(PassthroughError::UnexpectedUpgrade),
             _ => Ok(PassthroughResponse { response: client_response(response, is_lent), tunnel: None }),
         }
     }
 
-    /// Builds the request to the upstream.
-    fn upstream_request<B>(
-        &self,
-        request: Request<B>,
-        uri: Uri,
-        ctx: &RequestCtx,
-        account: UpstreamAccount,
-        span: &RequestSpan,
-        upgrade: Option<&HeaderValue>,
-    ) -> (OutgoingRequest, Arc<UploadProgress>)
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<BoxError>,
-    {
-        let (parts, body) = request.into_parts();
-        let (mut headers, mut added) = (parts.headers, AddedFields::new());
-        let host = requested_host_text(&parts.uri, &headers);
-        ctx.forwarded.write(&mut added, ctx.is_tls, host);
-        strip_hop_by_hop(&mut headers);
-        headers.remove(header::HOST); // `upstream/client` adds the upstream's
-        set_framing(&mut headers, &parts.method, &body);
-        if account.is_lent {
-            headers.remove(header::COOKIE);
-        }
-        join_cookie_fields(&mut headers);
-        if parts.method == Method::OPTIONS {
-            decrement_max_forwards(&mut headers);
-        }
-        if let Some(credential) = &account.credential {
-            credential.replace_in(&mut headers);
-        }
-        strip_spoofable(&mut headers);
-        headers.remove(&X_REQUEST_ID);
-        added.push(&X_REQUEST_ID, ctx.id.value());
-        added.push_text(&header::VIA, &[via_member(parts.version)]);
-        span.add(&mut headers, &mut added);
-        if let Some(protocols) = upgrade {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            headers.insert(header::UPGRADE, protocols.clone());
-        }
-
-        let progress = Arc::new(UploadProgress::new());
-        let (credential, progress_of_body) = (account.credential, progress.clone());
-        let body = if body.is_end_stream() {
-            Body::empty()
-        } else {
-            Body::stream(UploadBody { body, left: self.max_body, progress: progress_of_body, credential })
-        };
-        let mut request = Request::new(body); // drops the extensions of the client's connection
-        *request.method_mut() = parts.method;
-        *request.uri_mut() = uri;
-        *request.headers_mut() = headers;
-        (OutgoingRequest { request, added }, progress)
-    }
-
     /// Waits for the head of the response until `head_timeout` after the last progress of the upload.
     async fn response_head(
         &self,
-        progress: &UploadProgress,
-        sending: impl Future<Output = Result<Response<ResponseBody>, SendError>>,
-        revoked: impl Future<Output = ()>,
+        progress: Option<&UploadProgress>,
+        mut sending: Pin<&mut impl Future<Output = Result<Response<ResponseBody>, SendError>>>,
+        mut revoked: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Response<ResponseBody>, PassthroughError> {
-        let (mut sending, mut revoked) = (pin!(sending), pin!(revoked));
-        let watched_from = progress.last_progress() + UNWATCHED;
+        let sent_at = clock::now();
+        let last_progress = || progress.map_or(sent_at, UploadProgress::last_progress);
+        let watched_from = last_progress() + UNWATCHED;
         let mut is_watched = false;
         loop {
-            let head_deadline = progress.last_progress() + self.head_timeout;
+            let head_deadline = last_progress() + self.head_timeout;
             let deadline = if is_watched { head_deadline } else { head_deadline.min(watched_from) };
             // Cancel safe: both futures are polled by reference, and after a revocation the response is not needed.
             let sent = tokio::select! {
@@ -286,12 +298,12 @@ impl Passthrough {
             };
             let Ok(sent) = sent else {
                 is_watched |= deadline == watched_from;
-                if progress.last_progress() + self.head_timeout > deadline {
+                if last_progress() + self.head_timeout > deadline {
                     continue;
                 }
                 return Err(PassthroughError::Timeout);
             };
-            return sent.map_err(|error| match progress.failure() {
+            return sent.map_err(|error| match progress.and_then(UploadProgress::failure) {
                 None => PassthroughError::Send(error),
                 Some(UploadFailure::TooLarge) => PassthroughError::TooLarge,
                 Some(UploadFailure::Stalled) => PassthroughError::Stalled,
@@ -361,9 +373,9 @@ fn requested_upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
 }
 
 /// Sets `Content-Length` and `Transfer-Encoding` by the body itself, which prevents request smuggling.
-fn set_framing(headers: &mut HeaderMap, method: &Method, body: &impl HttpBody) {
+fn set_framing(headers: &mut HeaderMap, has_length: bool, method: &Method, body: &impl HttpBody) {
     let length = body.size_hint().exact();
-    let had_length = headers.remove(header::CONTENT_LENGTH).is_some();
+    let had_length = has_length && headers.remove(header::CONTENT_LENGTH).is_some();
     if let Some(length) = length.filter(|length| had_length || *length > 0) {
         headers.insert(header::CONTENT_LENGTH, length.into());
     }
@@ -382,13 +394,11 @@ fn client_response(response: Response<ResponseBody>, is_lent: bool) -> Response<
         Ok(body) => Body::Full(body),
         Err(body) => Body::stream(DownloadBody { body, is_lent }),
     };
-    let mut response = Response::new(body); // hyper sets the client's version
-    *response.status_mut() = parts.status;
-    *response.headers_mut() = parts.headers;
-    if let Some(phrase) = parts.extensions.remove::<ReasonPhrase>() {
-        response.extensions_mut().insert(phrase);
+    parts.version = Version::HTTP_11; // hyper sets the client's
+    if let Some(phrase) = std::mem::take(&mut parts.extensions).remove::<ReasonPhrase>() {
+        parts.extensions.insert(phrase);
     }
-    response
+    Response::from_parts(parts, body)
 }
 
 /// Returns a 101 and its tunnel.

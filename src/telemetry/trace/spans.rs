@@ -88,14 +88,18 @@ impl RequestSpan {
     }
 
     /// Adds this span as the parent of a passed-through request, to whose head `fields` are added. Without a span a valid
-    /// `traceparent` of the client stays, and a missing one is replaced by a new trace that is not recorded.
-    pub(crate) fn add(&self, headers: &mut HeaderMap, fields: &mut AddedFields) {
+    /// `traceparent` of the client stays, and a missing one is replaced by a new trace that is not recorded. `has_context`:
+    /// whether the head may have `traceparent` or `tracestate`.
+    pub(crate) fn add(&self, headers: &mut HeaderMap, has_context: bool, fields: &mut AddedFields) {
         let own = self.0.as_ref().map(|open| open.lock().span.span_context().clone());
-        match own.filter(SpanContext::is_valid) {
-            Some(own) => TraceContext(own).add(headers, fields),
-            None if TraceContext::from_headers(headers).is_some() => {}
-            None => TraceContext::unrecorded().add(headers, fields),
+        let own = own.filter(SpanContext::is_valid).map(TraceContext);
+        if has_context {
+            if own.is_none() && TraceContext::from_headers(headers).is_some() {
+                return;
+            }
+            TraceContext::remove(headers);
         }
+        own.unwrap_or_else(TraceContext::unrecorded).add(fields);
     }
 
     /// Returns whether the request is recorded.

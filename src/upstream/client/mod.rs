@@ -43,6 +43,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
 use tokio::sync::oneshot;
@@ -164,16 +165,20 @@ impl SendError {
     }
 }
 
-/// A request whose URI comes from [`Client::uri`].
+/// A request whose URI comes from [`Client::uri`]. Boxed, because it passes through several futures.
+#[derive(Debug)]
 pub(crate) struct OutgoingRequest {
-    pub(crate) request: Request<Body>,
-    /// Fields beside those of its head.
+    /// `Host` is not sent: the upstream gets a `Host` with its own name.
+    pub(crate) head: Parts,
+    pub(crate) body: Body,
+    /// Fields beside those of the head.
     pub(crate) added: AddedFields,
 }
 
-impl From<Request<Body>> for OutgoingRequest {
+impl From<Request<Body>> for Box<OutgoingRequest> {
     fn from(request: Request<Body>) -> Self {
-        Self { request, added: AddedFields::default() }
+        let (head, body) = request.into_parts();
+        Box::new(OutgoingRequest { head, body, added: AddedFields::default() })
     }
 }
 
@@ -248,21 +253,23 @@ impl Client {
         self.base.uri(target)
     }
 
-    /// Sends a request whose URI comes from [`Client::uri`]. Adds `Host` over HTTP/1.1, so the request must have
-    /// none. Cancel safe: dropping the future, or later the response body, cancels the request at the upstream.
+    /// Sends a request whose URI comes from [`Client::uri`]. Cancel safe: dropping the future, or later the response body,
+    /// cancels the request at the upstream.
     pub(crate) fn send(
         &self,
-        request: impl Into<OutgoingRequest>,
+        request: impl Into<Box<OutgoingRequest>>,
     ) -> impl Future<Output = Result<Response<ResponseBody>, SendError>> {
-        self.pool.send(request.into(), None)
+        self.send_upgradable(request.into(), false)
     }
 
-    /// Like [`Client::send`], always over HTTP/1.1, so that the connection can be upgraded.
-    pub(crate) fn send_upgrade(
+    /// Like [`Client::send`]. A request to upgrade its connection goes over HTTP/1.1.
+    pub(crate) fn send_upgradable(
         &self,
-        request: impl Into<OutgoingRequest>,
+        request: Box<OutgoingRequest>,
+        is_upgrade: bool,
     ) -> impl Future<Output = Result<Response<ResponseBody>, SendError>> {
-        self.tunnels.send(request.into(), None)
+        let pool = if is_upgrade { &self.tunnels } else { &self.pool };
+        pool.send(request, None)
     }
 
     /// Like [`Client::send`], and reports when the request is on a connection.

@@ -128,7 +128,7 @@ impl Pool {
     /// dropping the future, or the response before its end, cancels the request.
     pub(super) async fn send(
         &self,
-        mut request: OutgoingRequest,
+        mut request: Box<OutgoingRequest>,
         mut notice: Option<SentNotice>,
     ) -> Result<Response<ResponseBody>, SendError> {
         let mut resends = 0;
@@ -138,15 +138,15 @@ impl Pool {
                     let is_kept = lease.is_kept();
                     match lease.send(request, self.base.host(), notice.take(), &self.tasks).await {
                         Ok(response) => return Ok(response),
-                        Err(Http1Failure::Unsent(unsent, error)) if is_kept => (*unsent, error),
+                        Err(Http1Failure::Unsent(unsent, error)) if is_kept => (unsent, error),
                         Err(Http1Failure::Unsent(_, error) | Http1Failure::Final(error)) => {
                             return Err(error);
                         }
                     }
                 }
                 PooledConnection::Http2(slot) => {
-                    request.added.move_into(request.request.headers_mut());
-                    let (spare, body) = request.request.into_parts();
+                    request.added.move_into(&mut request.head.headers);
+                    let OutgoingRequest { head: spare, body, .. } = *request;
                     let has_no_body = body.is_end_stream();
                     resends += 1;
                     let sending = http2::send(slot, spare.clone(), body, notice.take(), &self.tasks);

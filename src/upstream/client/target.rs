@@ -3,7 +3,7 @@
 //! Every request goes to the configured scheme and authority. If `upstream.base_url` has a path, a target is rejected
 //! that any server could read as leading out of it ([`has_dot_segment`]).
 
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 use http::{HeaderValue, Uri};
 
 use super::BadTarget;
@@ -80,8 +80,11 @@ impl BaseUrl {
         } else {
             PathAndQuery::try_from(format!("{prefix}{target}")).map_err(|_| BadTarget::TooLong)?
         };
-        let uri = Uri::builder().scheme(scheme.clone()).authority(authority.clone()).path_and_query(target);
-        uri.build().map_err(|_| BadTarget::TooLong)
+        let mut parts = Parts::default();
+        parts.scheme = Some(scheme.clone());
+        parts.authority = Some(authority.clone());
+        parts.path_and_query = Some(target);
+        Uri::from_parts(parts).map_err(|_| BadTarget::TooLong)
     }
 }
 

@@ -20,7 +20,6 @@ use crate::upstream::client::{MAX_INTERIM, SentNotice};
 #[derive(Debug)]
 pub(super) struct Exchange {
     http1: Box<Http1>,
-    method: Method,
     reader: HeadReader,
     upload: Http1Upload,
     upload_state: UploadState,
@@ -41,13 +40,12 @@ impl Exchange {
         http1: Box<Http1>,
         head: BytesMut,
         body: Option<(Body, UploadFraming)>,
-        method: Method,
         notice: Option<SentNotice>,
         pool: Weak<Pool>,
     ) -> Self {
         let upload = Http1Upload::new(head, body, notice);
         let (reader, upload_state) = (HeadReader::default(), UploadState::Sending);
-        Self { http1, method, reader, upload, upload_state, interim: 0, pool }
+        Self { http1, reader, upload, upload_state, interim: 0, pool }
     }
 
     pub(super) fn upload_state(&self) -> UploadState {
@@ -77,10 +75,14 @@ impl Exchange {
     }
 
     /// Sends the request and waits for the head of the response.
-    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseStart, Http1Fault>> {
+    pub(super) fn poll_head(
+        &mut self,
+        method: &Method,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ResponseStart, Http1Fault>> {
         self.poll_upload(cx)?;
         loop {
-            while let Some(start) = self.reader.read(&mut self.http1.read, &self.method)? {
+            while let Some(start) = self.reader.read(&mut self.http1.read, method)? {
                 let status = start.response.status();
                 if !status.is_informational() || status == http::StatusCode::SWITCHING_PROTOCOLS {
                     return Poll::Ready(Ok(start));

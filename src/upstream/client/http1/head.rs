@@ -10,9 +10,9 @@ use http_body::Body as _;
 use hyper::ext::ReasonPhrase;
 
 use super::decoder::{BodyDecoder, to_field};
-use crate::protocol::added_fields::AddedFields;
 use crate::protocol::body::Body;
 use crate::protocol::field_value::tokens;
+use crate::upstream::client::OutgoingRequest;
 
 /// Longest head of a response, in bytes.
 const MAX_HEAD: usize = 256 << 10;
@@ -63,22 +63,19 @@ pub struct ResponseStart {
 ///
 /// A body of unknown length is chunked if the head has `Transfer-Encoding` or the method is likely to have a body.
 pub(super) fn write_request(
-    head: &Parts,
-    added: &AddedFields,
-    body: &Body,
+    request: &OutgoingRequest,
     host: &HeaderValue,
 ) -> (BytesMut, Option<UploadFraming>) {
+    let OutgoingRequest { head, body, added } = request;
     let framing = upload_framing(head, body);
     let mut bytes = BytesMut::with_capacity(256 + 48 * head.headers.len() + added.lines().len());
     bytes.put_slice(head.method.as_str().as_bytes());
     bytes.put_u8(b' ');
     bytes.put_slice(head.uri.path_and_query().map_or("/", |target| target.as_str()).as_bytes());
     bytes.put_slice(b" HTTP/1.1\r\n");
-    if !head.headers.contains_key(HOST) {
-        write_field(&mut bytes, HOST.as_str(), host.as_bytes());
-    }
+    write_field(&mut bytes, HOST.as_str(), host.as_bytes());
     for (name, value) in &head.headers {
-        if *name != TRANSFER_ENCODING && (*name != CONTENT_LENGTH || framing.is_none()) {
+        if *name != HOST && *name != TRANSFER_ENCODING && (*name != CONTENT_LENGTH || framing.is_none()) {
             write_field(&mut bytes, name.as_str(), value.as_bytes());
         }
     }
@@ -203,12 +200,16 @@ fn parse<'b>(
         .map_err(|_| HeadFault::Syntax(httparse::Error::Status))?;
     let is_http11 = head.version == Some(1);
     let mut headers = HeaderMap::with_capacity(head.headers.len() + ADDED_FIELDS);
+    let (mut is_coded, mut has_options) = (false, false);
     for field in head.headers.iter() {
         let (name, value) = to_field(field).ok_or(HeadFault::Field)?;
+        is_coded |= name == TRANSFER_ENCODING;
+        has_options |= name == CONNECTION;
         headers.append(name, value);
     }
-    let decoder = body_decoder(&mut headers, status, method, is_http11)?;
-    let keeps_alive = keeps_alive(&headers, is_http11) && decoder != BodyDecoder::until_close();
+    let decoder = body_decoder(&mut headers, status, method, is_http11, is_coded)?;
+    let is_kept = if has_options { keeps_alive(&headers, is_http11) } else { is_http11 };
+    let keeps_alive = is_kept && decoder != BodyDecoder::until_close();
     let mut response = Response::new(decoder);
     *response.status_mut() = status;
     *response.version_mut() = if is_http11 { Version::HTTP_11 } else { Version::HTTP_10 };
@@ -220,12 +221,13 @@ fn parse<'b>(
     Ok(Some((ResponseStart { response, keeps_alive }, end)))
 }
 
-/// RFC 9112 section 6.3.
+/// RFC 9112 section 6.3. `is_coded`: whether there is a transfer coding.
 fn body_decoder(
     headers: &mut HeaderMap,
     status: StatusCode,
     method: &Method,
     is_http11: bool,
+    is_coded: bool,
 ) -> Result<BodyDecoder, HeadFault> {
     let has_no_body = status.is_informational()
         || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&status)
@@ -233,7 +235,7 @@ fn body_decoder(
     if has_no_body {
         return Ok(BodyDecoder::length(0));
     }
-    if headers.contains_key(TRANSFER_ENCODING) {
+    if is_coded {
         let is_chunked = is_chunked(headers).filter(|_| is_http11).ok_or(HeadFault::Length)?;
         headers.remove(CONTENT_LENGTH);
         return Ok(if is_chunked { BodyDecoder::chunked() } else { BodyDecoder::until_close() });
@@ -275,8 +277,11 @@ fn is_chunked(headers: &HeaderMap) -> Option<bool> {
 }
 
 fn parse_length(digits: &[u8]) -> Option<u64> {
-    let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-    is_number.then(|| std::str::from_utf8(digits).ok()?.parse().ok()).flatten()
+    let add = |number: u64, digit: &u8| {
+        let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    };
+    (!digits.is_empty()).then(|| digits.iter().try_fold(0, add)).flatten()
 }
 
 /// RFC 9112 section 9.3. `close` wins over `keep-alive`.
@@ -297,9 +302,8 @@ mod tests {
     use super::*;
 
     fn written(request: Request<Body>) -> (String, Option<UploadFraming>) {
-        let (parts, body) = request.into_parts();
-        let (head, framing) =
-            write_request(&parts, &AddedFields::default(), &body, &HeaderValue::from_static("up.example"));
+        let request: Box<OutgoingRequest> = request.into();
+        let (head, framing) = write_request(&request, &HeaderValue::from_static("up.example"));
         (String::from_utf8(head.to_vec()).unwrap(), framing)
     }
 
@@ -316,7 +320,7 @@ mod tests {
         assert_eq!(head, "POST /a?b=c HTTP/1.1\r\nhost: up.example\r\nx-a: 1\r\n\r\n");
         assert_eq!(framing, None);
         let (head, framing) = written(post().header(HOST, "other").body(Body::full("body")).unwrap());
-        assert_eq!(head, "POST /a?b=c HTTP/1.1\r\nhost: other\r\ncontent-length: 4\r\n\r\n");
+        assert_eq!(head, "POST /a?b=c HTTP/1.1\r\nhost: up.example\r\ncontent-length: 4\r\n\r\n");
         assert_eq!(framing, Some(UploadFraming::Length(4)));
         let chunked = |allowed: &[&str]| {
             let allowed = allowed.iter().map(|name| name.parse().unwrap()).collect();

@@ -33,7 +33,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use bytes::BytesMut;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use tokio_util::task::TaskTracker;
 
@@ -46,7 +46,6 @@ use super::connect::Stream;
 use super::pool::Pool;
 use super::response_body::ResponseBody;
 use super::{OutgoingRequest, SendError, SentNotice};
-use crate::protocol::added_fields::AddedFields;
 use crate::protocol::body::{Body, BoxError};
 
 /// Bytes that a connection reads at once, at least and at most.
@@ -148,21 +147,19 @@ impl Lease {
     /// the connection.
     pub(super) async fn send(
         mut self,
-        request: OutgoingRequest,
+        mut request: Box<OutgoingRequest>,
         host: &HeaderValue,
         notice: Option<SentNotice>,
         tasks: &TaskTracker,
     ) -> Result<Response<ResponseBody>, Http1Failure> {
         let http1 = self.http1.take().expect("a lease is used once");
         let is_kept = http1.is_kept;
-        let OutgoingRequest { request, added } = request;
-        let (parts, body) = request.into_parts();
-        let (head, framing) = write_request(&parts, &added, &body, host);
-        let body = framing.map(|framing| (body, framing));
-        let mut exchange = Exchange::new(http1, head, body, parts.method.clone(), notice, self.pool.clone());
-        let start = match poll_fn(|cx| exchange.poll_head(cx)).await {
+        let (head, framing) = write_request(&request, host);
+        let body = framing.map(|framing| (std::mem::replace(&mut request.body, Body::empty()), framing));
+        let mut exchange = Exchange::new(http1, head, body, notice, self.pool.clone());
+        let start = match poll_fn(|cx| exchange.poll_head(&request.head.method, cx)).await {
             Ok(start) => start,
-            Err(fault) => return Err(failure(fault, exchange, is_kept, parts, added)),
+            Err(fault) => return Err(failure(fault, exchange, is_kept, request)),
         };
         let (head, mut decoder) = start.response.into_parts();
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -193,8 +190,7 @@ fn failure(
     fault: Http1Fault,
     exchange: Exchange,
     is_kept: bool,
-    parts: http::request::Parts,
-    added: AddedFields,
+    mut request: Box<OutgoingRequest>,
 ) -> Http1Failure {
     if matches!(fault, Http1Fault::TooManyInterim) {
         return Http1Failure::Final(SendError::TooManyInterim);
@@ -204,8 +200,8 @@ fn failure(
     let error = Arc::new(fault);
     match unsent {
         Some(body) => {
-            let request = Request::from_parts(parts, body.unwrap_or_else(Body::empty));
-            Http1Failure::Unsent(Box::new(OutgoingRequest { request, added }), closed(error))
+            request.body = body.unwrap_or_else(Body::empty);
+            Http1Failure::Unsent(request, closed(error))
         }
         None if has_written => Http1Failure::Final(SendError::Reset(error)),
         None => Http1Failure::Final(closed(error)),

@@ -23,6 +23,8 @@ const MAX_PIECES: usize = 16;
 /// The part of a request that is not sent yet.
 #[derive(Debug)]
 pub(super) struct Http1Upload {
+    head: BytesMut,
+    /// Pieces of the body.
     queue: VecDeque<Bytes>,
     pending_bytes: usize,
     /// `None` once its end is in the queue.
@@ -40,10 +42,10 @@ impl Http1Upload {
         body: Option<(Body, UploadFraming)>,
         notice: Option<SentNotice>,
     ) -> Self {
-        let head = head.freeze();
         Self {
             pending_bytes: head.len(),
-            queue: VecDeque::from([head]),
+            head,
+            queue: VecDeque::new(),
             body,
             notice,
             written: 0,
@@ -57,7 +59,7 @@ impl Http1Upload {
 
     /// Returns the body if no byte of the request was written and none was taken from the body.
     pub(super) fn into_unsent_body(self) -> Option<Option<Body>> {
-        let is_unsent = self.written == 0 && self.queue.len() == 1;
+        let is_unsent = self.written == 0 && self.queue.is_empty();
         is_unsent.then_some(self.body.map(|(body, _)| body))
     }
 
@@ -68,7 +70,7 @@ impl Http1Upload {
             if self.written > 0 || matches!(self.body, Some((Body::Full(_), _))) {
                 self.fill(cx)?;
             }
-            if self.queue.is_empty() {
+            if self.pending_bytes == 0 {
                 if !self.is_flushed {
                     ready!(Pin::new(&mut *stream).poll_flush(cx))?;
                     self.is_flushed = true;
@@ -103,8 +105,9 @@ impl Http1Upload {
 
     fn write(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut slices = [IoSlice::new(&[]); MAX_PIECES];
-        let count =
-            self.queue.iter().zip(&mut slices).map(|(piece, slice)| *slice = IoSlice::new(piece)).count();
+        let head = Some(&*self.head).filter(|head| !head.is_empty());
+        let pieces = head.into_iter().chain(self.queue.iter().map(|piece| &**piece));
+        let count = pieces.zip(&mut slices).map(|(piece, slice)| *slice = IoSlice::new(piece)).count();
         let stream = Pin::new(stream);
         let written = match (count, stream.is_write_vectored()) {
             (2.., true) => ready!(stream.poll_write_vectored(cx, &slices[..count]))?,
@@ -119,7 +122,9 @@ impl Http1Upload {
             let _ = notice.send(()); // the caller may have been cancelled
         }
         self.pending_bytes -= written;
-        let mut left = written;
+        let of_head = written.min(self.head.len());
+        self.head.advance(of_head);
+        let mut left = written - of_head;
         while let Some(piece) = self.queue.front_mut() {
             if piece.len() > left {
                 piece.advance(left);

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::client::{Connection, ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream};
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -293,9 +293,10 @@ pub(super) async fn send(
     }
 }
 
-/// Removes headers that HTTP/2 forbids (RFC 9113 section 8.2.2).
+/// Removes headers that HTTP/2 forbids (RFC 9113 section 8.2.2), and `Host`: the URI names the upstream.
 fn strip(headers: &mut HeaderMap) {
-    const CONNECTION_HEADERS: [HeaderName; 5] = [
+    const CONNECTION_HEADERS: [HeaderName; 6] = [
+        HOST,
         CONNECTION,
         TRANSFER_ENCODING,
         UPGRADE,

@@ -212,7 +212,7 @@ async fn the_client_uses_http_2_where_offered_but_not_for_an_upgrade() {
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "done");
     assert_eq!(requests.recv().await, Some((http::Version::HTTP_2, None)));
 
-    client.send_upgrade(get(&client, "/")).await.unwrap();
+    client.send_upgradable(get(&client, "/").into(), true).await.unwrap();
     assert_eq!(requests.recv().await, Some((http::Version::HTTP_11, Some(host))));
 }
 

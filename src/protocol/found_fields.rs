@@ -1,0 +1,85 @@
+//! The kinds of fields that a client's request has, of those that the gateway changes before it passes the request on.
+
+use http::header::HeaderMap;
+
+use super::hop_by_hop::is_hop_by_hop;
+use super::spoofed_headers::is_stripped;
+
+/// Found in one pass over the names. Most requests have few of these fields, and a look-up for each kind would cost more
+/// than all the rest of the head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FoundFields {
+    pub(crate) hop_by_hop: bool,
+    pub(crate) content_length: bool,
+    pub(crate) cookie: bool,
+    pub(crate) request_id: bool,
+    /// `traceparent` or `tracestate`.
+    pub(crate) trace_context: bool,
+    /// Fields that [`strip_spoofable`](super::spoofed_headers::strip_spoofable) removes.
+    pub(crate) spoofable: bool,
+}
+
+impl FoundFields {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let mut found = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "host" | "authorization" | "accept" | "user-agent" => {}
+                "content-length" => found.content_length = true,
+                "cookie" => found.cookie = true,
+                "x-request-id" => found.request_id = true,
+                "traceparent" | "tracestate" => found.trace_context = true,
+                name if is_hop_by_hop(name) => found.hop_by_hop = true,
+                name => found.spoofable |= is_stripped(name),
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::header_map as map;
+    use crate::protocol::hop_by_hop::strip_hop_by_hop;
+    use crate::protocol::spoofed_headers::strip_spoofable;
+
+    #[test]
+    fn each_kind_is_found_beside_others() {
+        let none = FoundFields::default();
+        let rows = [
+            ("accept", none),
+            ("x-custom", none),
+            ("te", FoundFields { hop_by_hop: true, ..none }),
+            ("content-length", FoundFields { content_length: true, ..none }),
+            ("cookie", FoundFields { cookie: true, ..none }),
+            ("x-request-id", FoundFields { request_id: true, ..none }),
+            ("traceparent", FoundFields { trace_context: true, ..none }),
+            ("tracestate", FoundFields { trace_context: true, ..none }),
+            ("x-forwarded-for", FoundFields { spoofable: true, ..none }),
+            ("x_request_id", FoundFields { spoofable: true, ..none }),
+        ];
+        for (name, found) in rows {
+            let fields = [("host", "a"), ("user-agent", "b"), (name, "c"), ("range", "d")];
+            assert_eq!(FoundFields::of(&map(&fields)), found, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_head_without_finds_is_left_as_it_is() {
+        let alphabet =
+            ["x", "-", "_", ".", "host", "te", "forwarded", "via", "real-ip", "accept", "proxy", "for"];
+        for seed in 0..20_000 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let name: String = (0..rng.usize(1..5)).map(|_| alphabet[rng.usize(..alphabet.len())]).collect();
+            let headers =
+                HeaderMap::from_iter([(name.parse().unwrap(), http::HeaderValue::from_static("a"))]);
+            let found = FoundFields::of(&headers);
+            let (mut without_hops, mut without_spoofed) = (headers.clone(), headers.clone());
+            strip_hop_by_hop(&mut without_hops);
+            strip_spoofable(&mut without_spoofed);
+            assert_eq!(found.hop_by_hop, without_hops.is_empty(), "{name}");
+            assert_eq!(found.spoofable, without_spoofed.is_empty(), "{name}");
+        }
+    }
+}
