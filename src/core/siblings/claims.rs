@@ -118,7 +118,7 @@ impl Siblings {
             (poll.opened_at, poll.abandon_at, poll.is_shown_held) = (now, None, false);
             poll.awaited = None;
             poll.early.clear();
-            poll.phase = SharePhase::Ours(OwnRun {
+            poll.phase = SharePhase::Ours(Box::new(OwnRun {
                 run,
                 is_leased: lease.is_some(),
                 epoch: lease,
@@ -139,7 +139,7 @@ impl Siblings {
                 guests_linger_until: None,
                 lingers_here: false,
                 ends_at: None,
-            });
+            }));
         });
         self.outputs.push_back(SiblingOutput::Start(run));
     }

@@ -63,7 +63,7 @@ pub(super) enum SharePhase {
     /// A sibling makes the poll, until the end of its lease.
     Away { holder: ReplicaName, until: Instant, is_held: bool },
     /// This replica makes the poll.
-    Ours(OwnRun),
+    Ours(Box<OwnRun>),
 }
 
 /// A poll that this replica makes.
