@@ -554,9 +554,9 @@ mod tests {
         assert!(domain(&sidecar, "NTLM TlRMTVNT").is_some());
     }
 
-    // P11: the kept identities change no result, whatever the configuration and the order of requests.
+    // P11: with any configuration and any order of requests, the kept identities change no result.
     #[test]
-    fn kept_identities_are_those_that_the_keyring_derives() {
+    fn a_kept_identity_is_the_one_that_the_request_has_without_it() {
         let values: Vec<String> = (0..600)
             .map(|n| format!("Bearer token-{n}"))
             .chain(["", "NTLM x", "Basic eA=="].map(str::to_owned))

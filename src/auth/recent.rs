@@ -1,8 +1,8 @@
 //! Identities of recent requests. Each thread keeps them by the value of `Authorization`, so that most requests need no hash
 //! of their key and no copy of it: 1,800 instructions.
 //!
-//! Only where nothing but `Authorization` identifies a request. A reload replaces the keyring, and all that was kept with
-//! the old one is dropped by the thread's next request.
+//! Only where nothing but `Authorization` identifies a request. A reload replaces the keys of the configuration. The next
+//! request of the thread then drops all that was kept for the old ones.
 
 use std::cell::RefCell;
 use std::hash::BuildHasher as _;
@@ -26,7 +26,7 @@ thread_local! {
 
 #[derive(Default)]
 struct RecentIdentities {
-    /// The keyring of all identities.
+    /// The keys of the configuration to which all identities belong.
     keyring: Option<Arc<Keyring>>,
     slots: Vec<Option<RecentIdentity>>,
     hasher: RandomState,
@@ -40,7 +40,7 @@ struct RecentIdentity {
     fields: KeyFields,
 }
 
-/// Returns a part of what was kept for this value with this keyring.
+/// Returns a part of the identity that was kept for this value under this configuration.
 pub(super) fn find<T>(
     keyring: &Arc<Keyring>,
     value: &HeaderValue,

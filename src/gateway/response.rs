@@ -330,7 +330,7 @@ pub(crate) fn max_forwards_response() -> Response<Body> {
 pub(crate) const ALLOWED_METHODS: HeaderValue =
     HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
-/// Which fields that the gateway adds are in a response already. One pass costs less than a lookup for each.
+/// The fields that a response has already, of those that the gateway adds. One pass costs less than a lookup for each.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PresentFields {
     pub(crate) has_id: bool,
