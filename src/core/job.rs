@@ -68,6 +68,11 @@ impl JobId {
         &self.text[..usize::from(self.id_len)]
     }
 
+    /// Returns the id as shared text, mostly without a copy.
+    pub fn to_shared_str(&self) -> Arc<str> {
+        if self.rest().is_empty() { Arc::clone(&self.text) } else { self.as_str().into() }
+    }
+
     /// Returns the other parts of the job's address in their canonical encoding. Empty if the id is the whole identity.
     pub fn rest(&self) -> &str {
         &self.text[usize::from(self.id_len)..]

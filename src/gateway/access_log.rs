@@ -83,7 +83,7 @@ pub(crate) struct AccessLog {
     version: Version,
     user_agent: Option<Box<str>>,
     key: Option<KeyDomain>,
-    jobs: Option<LoggedJobs>,
+    jobs: Option<Arc<str>>,
     status: Option<u16>,
     body_size: Option<u64>,
     upstream_id: Option<Box<str>>,
@@ -128,7 +128,7 @@ impl AccessLog {
 
     /// Returns the key and the jobs of a wait.
     pub(crate) fn wait(&self) -> Option<(KeyDomain, &str)> {
-        self.key.zip(self.jobs.as_ref().map(LoggedJobs::as_str))
+        self.key.zip(self.jobs.as_deref())
     }
 
     /// Returns the path of the target.
@@ -138,7 +138,7 @@ impl AccessLog {
 
     /// Records a wait on these jobs with this key.
     pub(crate) fn record_wait(&mut self, query: &WaitQuery, identity: &Identity) {
-        self.jobs = Some(LoggedJobs::new(&query.asked));
+        self.jobs = Some(joined_ids(&query.asked));
         self.key = Some(identity.domain);
     }
 
@@ -175,7 +175,7 @@ impl Drop for AccessLog {
             outcome: outcome.into_str(),
             reason: self.disposition.reason(),
             route: self.metrics.requests.route_name(self.route),
-            jobs: self.jobs.as_ref().map(LoggedJobs::as_str),
+            jobs: self.jobs.as_deref(),
             member: self.member.as_deref(),
             key: self.key,
             client: self.ctx.forwarded.client_ip(),
@@ -245,30 +245,14 @@ pub(crate) fn log_malformed_head(
     log_request(&RequestLine::malformed(status.as_u16(), outcome, reason, peer, id));
 }
 
-/// The ids of a wait's jobs. A single one shares its text with the wait.
-#[derive(Debug)]
-enum LoggedJobs {
-    One(JobId),
-    /// The ids in sorted order, with commas.
-    Joined(Box<str>),
-}
-
-impl LoggedJobs {
-    fn new(ids: &[JobId]) -> Self {
-        if let [only] = ids {
-            return Self::One(only.clone());
-        }
-        let mut ids: Vec<_> = ids.iter().map(JobId::as_str).collect();
-        ids.sort_unstable();
-        Self::Joined(ids.join(",").into())
+/// Joins the ids in sorted order. A single one shares its text with the wait.
+fn joined_ids(ids: &[JobId]) -> Arc<str> {
+    if let [only] = ids {
+        return only.to_shared_str();
     }
-
-    fn as_str(&self) -> &str {
-        match self {
-            Self::One(id) => id.as_str(),
-            Self::Joined(ids) => ids,
-        }
-    }
+    let mut ids: Vec<_> = ids.iter().map(JobId::as_str).collect();
+    ids.sort_unstable();
+    ids.join(",").into()
 }
 
 /// Returns the version as OpenTelemetry writes it.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::Coalescer;
 use super::poll_result::Landing;
+use super::state::Wait;
 use super::types::{Cost, Failure, Output, WaitId, WaitOutcome, WaitResult, WaitSpec};
 use crate::core::job::JobState;
 
@@ -14,9 +15,22 @@ const FEW_JOBS: usize = 8;
 impl Coalescer {
     /// Settles the wait if each of its jobs has an answer. Returns whether it did.
     pub(super) fn settle_if_answered(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) -> bool {
-        let mut waits = vec![id];
-        self.settle_answered(&mut waits, landing, now);
-        waits.is_empty()
+        let Some(wait) = self.state.wait(id) else { return false };
+        let answered = match self.answer(id, wait, landing, &mut None) {
+            Ok(result) => {
+                self.outputs.push_back(Output::Settle(id, result));
+                let wait = self.state.remove_wait(id);
+                self.let_linger(wait.into_iter().flat_map(|wait| wait.attached_polls), now);
+                return true;
+            }
+            Err(answered) => answered,
+        };
+        if answered > 0
+            && let Some(wait) = self.state.wait_mut(id)
+        {
+            wait.answered = answered;
+        }
+        false
     }
 
     /// Settles those of the sorted waits that have an answer for each of their jobs, and takes them out of `waits`.
@@ -30,51 +44,67 @@ impl Coalescer {
         now: Instant,
     ) {
         let mut outputs = std::mem::take(&mut self.outputs);
-        let (mut settled, mut resume_at) = (Vec::new(), Vec::new());
-        let mut last: Option<(&WaitSpec, Option<&JobState>)> = None;
+        let (mut settled, mut others, mut last) = (Vec::with_capacity(waits.len()), Vec::new(), None);
         waits.retain(|&id| {
             let Some(wait) = self.state.wait(id) else { return true };
-            let spec = &wait.spec;
-            // Answers stay. A wait for many jobs resumes at its first job without one.
-            let is_wide = spec.jobs.len() > FEW_JOBS;
-            let mut rest = spec.jobs.iter().skip(wait.answered);
-            if is_wide && let Some(further) = rest.position(|job| self.reached_state(wait, job).is_none()) {
-                resume_at.push((id, wait.answered + further));
-                return true;
-            }
-            let states: Option<Vec<JobState>> = match spec.jobs.only() {
-                Some(job) => {
-                    let is_same =
-                        |last: &WaitSpec| last.domain == spec.domain && last.jobs.is_same(&spec.jobs);
-                    let seen = match last {
-                        Some((last, seen)) if is_same(last) => seen,
-                        Some(_) | None => self.state.job_index().state(spec.domain, job),
-                    };
-                    last = Some((spec, seen));
-                    self.reached_state_with(wait, job, seen).map(|state| vec![state.clone()])
+            match self.answer(id, wait, landing, &mut last) {
+                Ok(result) => {
+                    outputs.push_back(Output::Settle(id, result));
+                    settled.push(id);
+                    return false;
                 }
-                None => spec.jobs.iter().map(|job| self.reached_state(wait, job).cloned()).collect(),
-            };
-            let Some(states) = states else { return true };
-            let direct = landing.is_some_and(|landing| {
-                landing.opener == Some(id)
-                    && states.iter().all(|state| Arc::ptr_eq(&state.head, &landing.head))
-            });
-            let reached =
-                states.iter().all(|state| state.rung.is_none_or(|rung| spec.goal.is_reached_by(rung)));
-            let end = if reached { WaitOutcome::Reached(states) } else { WaitOutcome::TimedOut(states) };
-            outputs.push_back(Output::Settle(id, WaitResult { how: wait.cost(), direct, end }));
-            settled.push(id);
-            false
+                Err(0) => {}
+                Err(answered) => others.push((id, answered)),
+            }
+            true
         });
         self.outputs = outputs;
-        for (id, answered) in resume_at {
+        for (id, answered) in others {
             if let Some(wait) = self.state.wait_mut(id) {
                 wait.answered = answered;
             }
         }
-        let polls = self.state.remove_waits(&settled);
-        self.let_linger(polls, now);
+        if !settled.is_empty() {
+            let polls = self.state.remove_waits(&settled);
+            self.let_linger(polls, now);
+        }
+    }
+
+    /// Returns the result of the wait if each of its jobs has an answer, else the number of jobs, from the first on, that
+    /// need no further look. `last` is the last state of the job of the wait before.
+    fn answer<'a>(
+        &'a self,
+        id: WaitId,
+        wait: &'a Wait,
+        landing: Option<&Landing>,
+        last: &mut Option<(&'a WaitSpec, Option<&'a JobState>)>,
+    ) -> Result<WaitResult, usize> {
+        let spec = &wait.spec;
+        // Answers stay. A wait for many jobs resumes at its first job without one.
+        let is_wide = spec.jobs.len() > FEW_JOBS;
+        let mut rest = spec.jobs.iter().skip(wait.answered);
+        if is_wide && let Some(further) = rest.position(|job| self.reached_state(wait, job).is_none()) {
+            return Err(wait.answered + further);
+        }
+        let states: Option<Vec<JobState>> = match spec.jobs.only() {
+            Some(job) => {
+                let is_same = |last: &WaitSpec| last.domain == spec.domain && last.jobs.is_same(&spec.jobs);
+                let seen = match *last {
+                    Some((last, seen)) if is_same(last) => seen,
+                    Some(_) | None => self.state.job_index().state(spec.domain, job),
+                };
+                *last = Some((spec, seen));
+                self.reached_state_with(wait, job, seen).map(|state| vec![state.clone()])
+            }
+            None => spec.jobs.iter().map(|job| self.reached_state(wait, job).cloned()).collect(),
+        };
+        let states = states.ok_or(wait.answered)?;
+        let direct = landing.is_some_and(|landing| {
+            landing.opener == Some(id) && states.iter().all(|state| Arc::ptr_eq(&state.head, &landing.head))
+        });
+        let reached = states.iter().all(|state| state.rung.is_none_or(|rung| spec.goal.is_reached_by(rung)));
+        let end = if reached { WaitOutcome::Reached(states) } else { WaitOutcome::TimedOut(states) };
+        Ok(WaitResult { how: wait.cost(), direct, end })
     }
 
     /// Settles the wait if open polls prove the states that answer it (P7). Returns whether it did.

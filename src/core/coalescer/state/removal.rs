@@ -23,7 +23,9 @@ impl CoalescerState {
 
     /// Removes sorted waits and detaches them from their polls. Returns these polls: the caller lets them linger.
     pub(in crate::core::coalescer) fn remove_waits(&mut self, ids: &[WaitId]) -> Vec<PollId> {
-        let (mut timers, mut links, mut goals) = (Vec::new(), Vec::new(), Vec::new());
+        let count = ids.len();
+        let (mut timers, mut goals) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let mut links = Vec::with_capacity(count);
         for &id in ids {
             let Some(wait) = self.waits.remove(&id) else { continue };
             timers.push((wait.due, TimerOwner::Wait(id)));
