@@ -29,7 +29,7 @@ use crate::config::{self, TeamMember};
 use crate::core::job::KeyDomain;
 use crate::telemetry::metrics::Limit;
 
-pub(crate) use self::fields::{QuotaHeaders, RATELIMIT};
+pub(crate) use self::fields::{QuotaHeaders, RATELIMIT, RATELIMIT_POLICY};
 pub(crate) use self::takes::{QuotaTake, QuotaTakes};
 pub(crate) use self::unproven::{AddressFull, UnprovenWait, UnprovenWaits};
 
