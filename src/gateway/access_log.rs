@@ -20,7 +20,7 @@ use crate::core::coalescer::Cost;
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::query::WaitQuery;
 use crate::protocol::request::{Peer, RequestCtx, RequestId};
-use crate::telemetry::log::{RequestLine, log_request};
+use crate::telemetry::log::{KeptText, RequestLine, kept_text, log_kept_text, log_request};
 use crate::telemetry::metrics::{self, EndpointLabel, Metrics, RouteLabel};
 
 /// The way in which a request was answered.
@@ -151,6 +151,35 @@ impl AccessLog {
             self.upstream_id = id.and_then(|id| id.to_str().ok()).map(Into::into);
         }
     }
+
+    /// Returns the text of the lines of all requests that get the same answer.
+    pub(super) fn kept_text(&self) -> KeptText {
+        kept_text(&self.line())
+    }
+
+    /// Returns the line without its duration.
+    fn line(&self) -> RequestLine<'_> {
+        RequestLine {
+            method: Some(self.method.as_str()),
+            path: Some(&self.path),
+            status: self.status,
+            body_size: self.body_size,
+            seconds: None,
+            outcome: self.disposition.outcome().into_str(),
+            reason: self.disposition.reason(),
+            route: self.metrics.requests.route_name(self.route),
+            jobs: self.jobs.as_deref(),
+            member: self.member.as_deref(),
+            key: self.key,
+            client: self.ctx.forwarded.client_ip(),
+            foreign_host: self.foreign_host.as_deref(),
+            peer: self.ctx.forwarded.peer(),
+            version: Some(version_number(self.version)),
+            user_agent: self.user_agent.as_deref(),
+            id: self.ctx.id.as_str(),
+            upstream_id: self.upstream_id.as_deref(),
+        }
+    }
 }
 
 impl Drop for AccessLog {
@@ -166,26 +195,7 @@ impl Drop for AccessLog {
             self.metrics.rejections.record(status, rejection);
         }
         self.metrics.members.finish(self.member.as_deref(), outcome.is_saved(), rejection.is_some());
-        log_request(&RequestLine {
-            method: Some(self.method.as_str()),
-            path: Some(&self.path),
-            status: self.status,
-            body_size: self.body_size,
-            seconds: Some(took.as_secs_f64()),
-            outcome: outcome.into_str(),
-            reason: self.disposition.reason(),
-            route: self.metrics.requests.route_name(self.route),
-            jobs: self.jobs.as_deref(),
-            member: self.member.as_deref(),
-            key: self.key,
-            client: self.ctx.forwarded.client_ip(),
-            foreign_host: self.foreign_host.as_deref(),
-            peer: self.ctx.forwarded.peer(),
-            version: Some(version_number(self.version)),
-            user_agent: self.user_agent.as_deref(),
-            id: self.ctx.id.as_str(),
-            upstream_id: self.upstream_id.as_deref(),
-        });
+        log_request(&RequestLine { seconds: Some(took.as_secs_f64()), ..self.line() });
     }
 }
 
@@ -197,6 +207,7 @@ pub(super) struct AnsweredHit<'a> {
     pub(super) domain: KeyDomain,
     pub(super) jobs: &'a str,
     pub(super) member: Option<&'a str>,
+    pub(super) text: &'a KeptText,
 }
 
 /// Counts a hit, and writes its line.
@@ -206,13 +217,17 @@ pub(super) fn log_hit<B>(metrics: &Metrics, request: &Request<B>, ctx: &RequestC
     metrics.requests.finish(hit.route, outcome, took);
     metrics.rejections.record(hit.status.as_u16(), None);
     metrics.members.finish(hit.member, outcome.is_saved(), false);
+    let seconds = took.as_secs_f64();
+    if log_kept_text(hit.text, seconds) {
+        return;
+    }
     let user_agent = request.headers().get(USER_AGENT).map(shortened_user_agent);
-    log_request(&RequestLine {
+    let line = RequestLine {
         method: Some(request.method().as_str()),
         path: Some(request.uri().path()),
         status: Some(hit.status.as_u16()),
         body_size: Some(hit.body_size as u64),
-        seconds: Some(took.as_secs_f64()),
+        seconds: Some(seconds),
         outcome: outcome.into_str(),
         reason: disposition.reason(),
         route: metrics.requests.route_name(hit.route),
@@ -226,7 +241,9 @@ pub(super) fn log_hit<B>(metrics: &Metrics, request: &Request<B>, ctx: &RequestC
         user_agent: user_agent.as_deref(),
         id: ctx.id.as_str(),
         upstream_id: None,
-    });
+    };
+    debug_assert_eq!(*hit.text, kept_text(&line));
+    log_request(&line);
 }
 
 /// Writes the line of a request with a malformed head, and counts it.

@@ -32,9 +32,8 @@ impl RequestId {
     }
 
     fn random() -> HeaderValue {
-        let (mut random, mut text) = ([0; 16], [0; 32]);
-        fastrand::fill(&mut random);
-        hex::encode_to_slice(random, &mut text).expect("two digits a byte");
+        let mut text = [0; 32];
+        hex::encode_to_slice(fastrand::u128(..).to_ne_bytes(), &mut text).expect("two digits a byte");
         HeaderValue::from_bytes(&text).expect("hex digits are a header value")
     }
 

@@ -58,7 +58,7 @@ const IGNORED: [HeaderName; 5] = [USER_AGENT, ACCEPT_ENCODING, CONNECTION, ACCEP
 
 /// Appends a part with its length, so that two lists of parts never have the same bytes.
 fn put_part(key: &mut Vec<u8>, tag: u8, part: &[u8]) {
-    key.push(tag);
-    key.extend((part.len() as u32).to_le_bytes());
+    let [a, b, c, d] = (part.len() as u32).to_le_bytes();
+    key.extend_from_slice(&[tag, a, b, c, d]);
     key.extend_from_slice(part);
 }

@@ -46,10 +46,11 @@ use super::access_log::{AccessLog, AnsweredHit, log_hit};
 use super::response::{CACHE_STATUS, ResponseOrigin, X_REQUEST_ID, age_value, hit_status};
 use crate::cache::{CachedJob, Generation};
 use crate::core::job::KeyDomain;
-use crate::limits::{CurrentQuotas, RATELIMIT, Subject};
+use crate::limits::{CurrentQuotas, RATELIMIT, RATELIMIT_POLICY, Subject};
 use crate::protocol::body::Body;
 use crate::protocol::field_value::copy_value;
 use crate::protocol::request::RequestCtx;
+use crate::telemetry::log::KeptText;
 use crate::telemetry::metrics::RouteLabel;
 
 /// Most answers of one thread.
@@ -112,6 +113,7 @@ struct KeptAnswer {
     route: RouteLabel,
     member: Option<Arc<str>>,
     jobs: Box<str>,
+    text: KeptText,
     status: StatusCode,
     /// All fields, without the values of those that change.
     headers: HeaderMap,
@@ -267,6 +269,7 @@ impl Gateway {
             domain: kept.domain,
             jobs: &kept.jobs,
             member: kept.member.as_deref(),
+            text: &kept.text,
         };
         log_hit(&self.0.metrics, request, ctx, &answered);
         let (age, ttl) = kept.entry.age_and_ttl(ctx.arrived);
@@ -333,6 +336,7 @@ impl Gateway {
             route: log.route(),
             member: log.member.clone(),
             jobs: jobs.into(),
+            text: log.kept_text(),
             status: response.status(),
             headers,
             changing,
@@ -353,18 +357,33 @@ impl Gateway {
 fn own_headers(headers: &HeaderMap) -> (HeaderMap, Box<[Option<ChangingField>]>) {
     let mut own = HeaderMap::with_capacity(headers.len() + HYPERS_FIELDS);
     for (name, value) in headers {
-        let (name, value) = match ChangingField::of(name) {
-            Some(changing) => (changing.name(), HeaderValue::from_static("")),
-            None => {
-                let name = HeaderName::from_bytes(name.as_str().as_bytes()).expect("bytes of a valid name");
-                (name, copy_value(value))
-            }
+        match ChangingField::of(name) {
+            Some(changing) => own.append(changing.name(), HeaderValue::from_static("")),
+            None => own.append(own_name(name), own_value(value)),
         };
-        own.append(name, value);
     }
     let changing = own.iter().map(|(name, _)| ChangingField::of(name)).collect();
     (own, changing)
 }
+
+fn own_name(name: &HeaderName) -> HeaderName {
+    match *name == RATELIMIT_POLICY {
+        true => RATELIMIT_POLICY,
+        false => HeaderName::from_bytes(name.as_str().as_bytes()).expect("bytes of a valid name"),
+    }
+}
+
+fn own_value(value: &HeaderValue) -> HeaderValue {
+    let common = COMMON_VALUES.into_iter().find(|common| common.as_bytes() == value.as_bytes());
+    match common.filter(|_| !value.is_sensitive()) {
+        Some(common) => HeaderValue::from_static(common),
+        None => copy_value(value),
+    }
+}
+
+/// Values of most answers. The clones of a static value count no references.
+const COMMON_VALUES: [&str; 4] =
+    ["application/json; charset=utf-8", "application/json", "1.1 clipgate", "authorization, accept"];
 
 impl ChangingField {
     const ALL: [Self; 4] = [Self::Age, Self::CacheStatus, Self::RateLimit, Self::RequestId];

@@ -16,7 +16,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use super::request_line::RequestLine;
+use super::request_line::{KeptText, RequestLine};
 use super::writer::LogWriter;
 use crate::config::LogFormat;
 use crate::printable;
@@ -77,15 +77,30 @@ impl LineLayer {
         });
     }
 
+    /// Writes the line of a request whose text is kept. Returns `false` if lines are JSON.
+    pub(super) fn write_kept(&self, text: &KeptText, seconds: f64) -> bool {
+        if self.format != LogFormat::Text {
+            return false;
+        }
+        self.writer.append(|line| {
+            self.put_text_time(line);
+            text.write(line, seconds);
+        });
+        true
+    }
+
     fn put_text_time(&self, line: &mut Vec<u8>) {
-        let (faint, reset) = if self.is_colored { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
-        put(line, faint);
+        if self.is_colored {
+            put(line, "\x1b[2m");
+        }
         match &self.zone {
             Some(zone) => put_time_of_day(line, SystemTime::now(), zone),
             None => put_time(line, SystemTime::now()),
         }
-        put(line, reset);
-        put(line, " ");
+        if self.is_colored {
+            put(line, "\x1b[0m");
+        }
+        line.push(b' ');
     }
 
     fn write_text(&self, event: &Event<'_>, line: &mut Vec<u8>) {
@@ -156,12 +171,15 @@ pub(super) fn put(line: &mut Vec<u8>, text: &str) {
 /// Writes a time as RFC 3339 with microseconds.
 fn put_time(line: &mut Vec<u8>, now: SystemTime) {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    line.extend_from_slice(&text_of_second(since));
-    line.push(b'.');
-    // The leading 1 keeps the zeros in front; it is cut off.
-    let micros = 1_000_000 + since.subsec_micros();
-    line.extend_from_slice(&itoa::Buffer::new().format(micros).as_bytes()[1..]);
-    line.push(b'Z');
+    let mut text = *b"1970-01-01T00:00:00.000000Z";
+    let (second, fraction) = text.split_at_mut(SECOND_LEN);
+    second.copy_from_slice(&text_of_second(since));
+    let mut micros = since.subsec_micros();
+    for digit in fraction[1..=6].iter_mut().rev() {
+        *digit = b'0' + (micros % 10) as u8;
+        micros /= 10;
+    }
+    line.extend_from_slice(&text);
 }
 
 /// Writes the hour, minute and second of a time.

@@ -21,7 +21,7 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use self::format::LineLayer;
 use self::request_line::REQUEST_TARGET;
-pub(crate) use self::request_line::RequestLine;
+pub(crate) use self::request_line::{KeptText, RequestLine};
 use self::writer::{FlushGuard, LogWriter};
 use crate::config::LogConfig;
 
@@ -124,6 +124,18 @@ pub(crate) fn log_request(request: &RequestLine<'_>) {
     {
         lines.write_request(request);
     }
+}
+
+/// Returns the text of the lines of all requests that get this answer again.
+pub(crate) fn kept_text(request: &RequestLine<'_>) -> KeptText {
+    KeptText::new(request, LINES.get().is_some_and(|lines| lines.is_colored))
+}
+
+/// Writes the line of a request whose text is kept, unless the level or `RUST_LOG` leaves it out. Returns `false` if the line
+/// needs the other fields: it is JSON, or the log is not started.
+pub(crate) fn log_kept_text(text: &KeptText, seconds: f64) -> bool {
+    let Some(lines) = LINES.get() else { return false };
+    !WRITES_REQUESTS.load(Ordering::Relaxed) || lines.write_kept(text, seconds)
 }
 
 #[cfg(test)]
