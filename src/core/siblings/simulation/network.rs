@@ -34,7 +34,7 @@ const DEAF: Duration = Duration::from_millis(2_000);
 /// Time within which all links are back after the engine is.
 const RELINK: Duration = Duration::from_millis(200);
 /// Longest delay of a message that is out of order.
-const SHUFFLED: Duration = Duration::from_millis(300);
+pub(super) const SHUFFLED: Duration = Duration::from_millis(300);
 
 /// Returns the attempts whose states a call publishes.
 fn attempts_of(call: &EngineCall) -> Vec<u64> {

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::engine::EngineLease;
+use super::network::SHUFFLED;
 use super::plan::{Fault, SweepClient};
 use super::replica::{PollMaker, Replica, attempt_of};
 use super::{HOLD, SweepEvent, ToEngine, World, domain};
@@ -452,9 +453,11 @@ impl World {
     fn is_revoked(&self, domain: KeyDomain, since: Duration) -> bool {
         let (far_until, far) = self.far;
         let went_back = self.plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::ClockJump(false, _)));
+        let far = if since <= far_until + far { far } else { Duration::ZERO };
         let on_its_way = if went_back { far } else { far / 2 };
-        let on_its_way = if since <= far_until + far { on_its_way } else { Duration::ZERO };
-        self.revoked_at.get(&domain.0[0]).is_some_and(|at| *at + self.lag() + on_its_way >= since)
+        let shuffled = if self.was_shuffled(since) { SHUFFLED } else { Duration::ZERO };
+        let latest = self.lag() + on_its_way + shuffled;
+        self.revoked_at.get(&domain.0[0]).is_some_and(|at| *at + latest >= since)
     }
 
     /// Returns whether messages were out of order since then. An `Attached` that is overtaken by the `Detached` before it
