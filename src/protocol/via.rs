@@ -20,6 +20,7 @@ pub(crate) fn append_via(headers: &mut HeaderMap, received: Version) {
 }
 
 /// Returns the member of `Via` for a message that was received in this version.
+#[inline]
 pub(crate) fn via_member(received: Version) -> &'static str {
     match received {
         Version::HTTP_10 => "1.0 clipgate",

@@ -50,8 +50,12 @@ impl ConnectionTimeouts {
                 has_requested |= has_begun;
                 let phase = self.phase(activity, has_requested);
                 if phase == ConnectionPhase::Responding {
-                    // The timer keeps its time: it ends nothing in this phase.
                     activity.set_busy();
+                    if self.version < Version::HTTP_2 {
+                        // The timer ends nothing in this phase, and the end of the response polls the connection.
+                        last = phase;
+                        return Poll::Pending;
+                    }
                 } else if has_begun || phase != last {
                     let now = clock::now();
                     end = now + limit(phase);

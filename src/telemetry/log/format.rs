@@ -164,6 +164,7 @@ fn write_json(event: &Event<'_>, line: &mut Vec<u8>) {
     put(line, "}\n");
 }
 
+#[inline]
 pub(super) fn put(line: &mut Vec<u8>, text: &str) {
     line.extend_from_slice(text.as_bytes());
 }
