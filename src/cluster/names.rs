@@ -73,6 +73,11 @@ impl ShardIndex {
         self.0
     }
 
+    /// Returns the place of the shard in a set of shards.
+    pub(super) fn bit(self) -> u16 {
+        1 << self.0
+    }
+
     /// Returns the hash slot of the shard in a Redis Cluster.
     pub(super) fn slot(self) -> u16 {
         SLOTS[usize::from(self.0)]

@@ -19,6 +19,7 @@ use super::gathered::Gathered;
 use super::link::{LinkCommand, LinkRequest, send};
 use super::names::{SHARDS, ShardIndex};
 use super::polls::ClusterPoll;
+use super::scripts::EngineScript;
 use crate::clock;
 use crate::core::Map;
 use crate::core::siblings::{
@@ -94,6 +95,8 @@ pub(super) struct LinkSession<'l> {
     inputs: &'l mpsc::Sender<SiblingInput>,
     pending: FuturesUnordered<PendingEvent>,
     gathered: Map<CallId, Gathered>,
+    /// Shards in which a call of this link has made the replica a member.
+    joined: u16,
     next_beat: u64,
     /// Number of the own beat that was heard last, and the shards on which it was.
     heard_own: (u64, u32),
@@ -123,6 +126,7 @@ impl<'l> LinkSession<'l> {
             inputs,
             pending: FuturesUnordered::new(),
             gathered: Map::default(),
+            joined: 0,
             next_beat: 1,
             heard_own: (0, 0),
             heard: Map::default(),
@@ -253,7 +257,13 @@ impl<'l> LinkSession<'l> {
 
     /// Returns whether the script could be started.
     fn start_script(&mut self, call: &ScriptCall, pending: PendingCall) -> bool {
-        let Some((shard, command)) = self.command(call) else { return false };
+        let Some((shard, mut command)) = self.command(call) else { return false };
+        if let EngineScript::Beat = call.script {
+            command.arg(u8::from(self.joined & shard.bit() != 0));
+        }
+        if let EngineScript::Beat | EngineScript::Adopt = call.script {
+            self.joined |= shard.bit();
+        }
         self.start(shard, command, |answer| SessionEvent::Script(pending, answer));
         true
     }

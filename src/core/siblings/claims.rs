@@ -165,7 +165,7 @@ impl Siblings {
                     self.call(EngineCall::Flushed);
                     self.engine_flushed(now);
                 }
-                // A loss of memory between the adoptions of this link and its first beat shows nowhere else.
+                // The engine lost its memory between the adoptions of this link and its first beat.
                 EngineAnswer::Flushed => self.adopt_all(now),
                 _ => {}
             }

@@ -449,10 +449,14 @@ impl World {
     }
 
     /// Returns whether the key was rejected after an attempt began, as its replica knows it: a rejection counts as younger by
-    /// the time of its message, and of its call if the engine's clock went back meanwhile.
+    /// the time of its message, which may come late, and of its call if the engine's clock went back before.
     fn is_revoked(&self, domain: KeyDomain, since: Duration) -> bool {
         let (far_until, far) = self.far;
-        let went_back = self.plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::ClockJump(false, _)));
+        let went_back = self
+            .plan
+            .faults
+            .iter()
+            .any(|(at, fault)| matches!(fault, Fault::ClockJump(false, _)) && *at <= since + far);
         let far = if since <= far_until + far { far } else { Duration::ZERO };
         let on_its_way = if went_back { far } else { far / 2 };
         let shuffled = if self.was_shuffled(since) { SHUFFLED } else { Duration::ZERO };
