@@ -1,9 +1,9 @@
 //! Load over HTTP/2: each connection requests one target with a number of streams at once, and again when all have ended, until
 //! the time is over. So all servers get requests in the same groups, whether they write each response by itself or several.
 //!
-//! It must cost less than the servers, so it knows one request only, and reads little of a response: the headers of its
+//! A generator must cost less than the servers, so this one knows one request only, and reads little of a response: the headers of its
 //! frames, whether the status is 200, and the length of the body. h2load costs 5 µs a request, more than the fastest servers.
-//! It never sleeps: a server whose client is on another machine does not pay for waking it either.
+//! The generator never sleeps: a server whose client is on another machine does not pay for waking it either.
 //!
 //! ```text
 //! {"requests":330123,"bad":0,"seconds":2.0}    the output
