@@ -1,8 +1,9 @@
-//! Load over HTTP/2: each connection keeps a number of streams open that request one target, until the time is over.
+//! Load over HTTP/2: each connection requests one target with a number of streams at once, and again when all have ended, until
+//! the time is over. So all servers get requests in the same groups, whether they write each response by itself or several.
 //!
-//! It must cost less than the servers, so it knows one request only, and reads little of a response: the headers of its
-//! frames, whether the status is 200, and the length of the body. The frames that one read has answered go out in one write.
-//! h2load costs 5 µs a request, more than the fastest servers.
+//! A generator must cost less than the servers, so this one knows one request only, and reads little of a response: the headers of its
+//! frames, whether the status is 200, and the length of the body. h2load costs 5 µs a request, more than the fastest servers.
+//! The generator never sleeps: a server whose client is on another machine does not pay for waking it either.
 //!
 //! ```text
 //! {"requests":330123,"bad":0,"seconds":2.0}    the output
@@ -30,7 +31,7 @@ struct Args {
     body: usize,
     #[arg(long, default_value_t = 8)]
     connections: usize,
-    /// Open streams of each connection
+    /// Streams of each connection at once
     #[arg(long, default_value_t = 8)]
     streams: usize,
     #[arg(long, default_value_t = 2.0)]
@@ -48,8 +49,8 @@ fn main() -> io::Result<()> {
     }
     let began = Instant::now();
     let until = began + Duration::from_secs_f64(args.seconds);
-    while let Some(rest) = until.checked_duration_since(Instant::now()) {
-        poll.poll(&mut events, Some(rest))?;
+    while Instant::now() < until {
+        poll.poll(&mut events, Some(Duration::ZERO))?;
         for event in &events {
             connections[event.token().0].serve()?;
         }
@@ -93,6 +94,7 @@ struct Connection {
     /// The header of a request without its stream.
     request: Vec<u8>,
     next_stream: u32,
+    streams: usize,
     open: Vec<Stream>,
     /// Received bytes that the window does not have again yet.
     used_window: u32,
@@ -120,6 +122,7 @@ impl Connection {
             unsent: PREFACE.to_vec(),
             request: frame(HEADERS, END_HEADERS | END_STREAM, &header_block(args)),
             next_stream: 1,
+            streams: args.streams,
             open: Vec::new(),
             used_window: 0,
             body: args.body,
@@ -130,17 +133,19 @@ impl Connection {
         let settings = [&[0, 2, 0, 0, 0, 0, 0, 4], &MAX_WINDOW.to_be_bytes()[..]].concat();
         connection.unsent.extend(frame(SETTINGS, 0, &settings));
         connection.unsent.extend(frame(WINDOW_UPDATE, 0, &(MAX_WINDOW - FIRST_WINDOW).to_be_bytes()));
-        (0..args.streams).for_each(|_| connection.request());
+        connection.request_all();
         connection.send()?;
         Ok(connection)
     }
 
-    fn request(&mut self) {
-        let at = self.unsent.len();
-        self.unsent.extend_from_slice(&self.request);
-        self.unsent[at + 5..at + FRAME_HEADER_BYTES].copy_from_slice(&self.next_stream.to_be_bytes());
-        self.open.push(Stream { id: self.next_stream, is_ok: false, received: 0 });
-        self.next_stream += 2;
+    fn request_all(&mut self) {
+        for _ in 0..self.streams {
+            let at = self.unsent.len();
+            self.unsent.extend_from_slice(&self.request);
+            self.unsent[at + 5..at + FRAME_HEADER_BYTES].copy_from_slice(&self.next_stream.to_be_bytes());
+            self.open.push(Stream { id: self.next_stream, is_ok: false, received: 0 });
+            self.next_stream += 2;
+        }
     }
 
     /// Sends all frames. They fit into the send buffer of a connection whose server reads.
@@ -150,7 +155,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads the available responses, and sends a request for each that has ended.
+    /// Reads the available responses, and sends the next requests if all have ended.
     fn serve(&mut self) -> io::Result<()> {
         loop {
             let length = match self.stream.read(&mut self.read[self.length..]) {
@@ -210,7 +215,9 @@ impl Connection {
                     let stream = self.open.swap_remove(position);
                     self.ended += 1;
                     self.bad += u64::from(!stream.is_ok || stream.received != self.body);
-                    self.request();
+                    if self.open.is_empty() {
+                        self.request_all();
+                    }
                 }
             }
             SETTINGS if flags & ACK == 0 => self.unsent.extend(frame(SETTINGS, ACK, &[])),
