@@ -103,11 +103,13 @@ impl Siblings {
     ) {
         let Some(poll) = self.polls.get(name) else { return };
         if let Some(own) = poll.own() {
-            // P4: an attempt that the upstream holds longer than the sibling's goes on.
+            // P4: an attempt that the upstream holds longer than the sibling's goes on. The coalescer has the results of
+            // this replica's earlier polls: they come back late after a time without a link.
+            let is_siblings = token.instance != self.config.instance;
             let ends = |result: &SiblingResult| {
                 own.has_stepped_back && (own.is_suspended || reaches(&result.outcome, poll.spec.goal))
             };
-            if let Some(result) = result.filter(|result| token != poll.token && ends(result)) {
+            if let Some(result) = result.filter(|result| is_siblings && ends(result)) {
                 return self.landed_meanwhile(name, result, now);
             }
             // Two replicas made the poll. This one may have its lease now, or again: an engine whose clock went ahead gave

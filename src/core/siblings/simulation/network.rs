@@ -193,7 +193,9 @@ impl World {
                 self.lose_replica(n);
             }
             Fault::Freeze(n, time) => {
-                self.disturb(now, time, Lateness { frozen: Some(n), ..Lateness::once(HOLDER) });
+                // An attempt that was cut off before fails afterwards.
+                let retry = if self.replicas[n].cut_off_until > now { RETRY } else { Duration::ZERO };
+                self.disturb(now, time + retry, Lateness { frozen: Some(n), ..Lateness::once(HOLDER) });
                 let frozen = &mut self.replicas[n].frozen_until;
                 *frozen = (*frozen).max(now + time);
             }
@@ -280,7 +282,8 @@ impl World {
             Fault::Egress(n, time) => {
                 // Its own waits are late until its next retry succeeds, unless a sibling's poll lands before.
                 let late = Lateness { frozen: Some(n), ..Lateness::default() };
-                self.disturb(now, time + RETRY, late);
+                let noticed = self.replicas[n].frozen_until.max(now + time);
+                self.disturb(now, noticed - now + RETRY, late);
                 self.break_egress(n, now + time);
             }
             Fault::Shuffle(time) => {

@@ -34,6 +34,21 @@ fn a_holder_that_backs_off_or_is_paused_leaves_its_poll_and_goes_on_for_its_own_
     }
 }
 
+/// P4: the poll would be opened again at once, in the middle of its pause.
+#[test]
+fn a_result_of_an_earlier_poll_of_this_replica_ends_no_poll_that_backs_off() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    let earlier = LeaseToken { number: mine.number - 1, ..mine };
+    gateway.progress(backing_off());
+    let outcome = SharedOutcome::Jobs(vec![gateway.state(3, ms(5_000))]);
+    gateway.message(SiblingMessage::Landed(name(1), earlier, EPOCH, outcome));
+    assert!(!gateway.take().contains(&"landed 1".to_owned()));
+    let message = gateway.landed_message(1, 3, ms(0));
+    gateway.message(message);
+    assert_eq!(gateway.take(), ["landed 1", "cancel 1", "leave"]);
+}
+
 /// P6: make before break.
 #[test]
 fn a_holder_without_waits_that_backs_off_goes_on_until_a_guest_has_claimed() {
