@@ -155,7 +155,14 @@ impl Gateway {
         let found = self.0.routes.endpoint(request.uri().path());
         let endpoint = found.map(|(index, found)| (index, found.form));
         // Only a request of a route can be a hit.
-        match endpoint.map_or(Known::Nothing, |_| self.kept_answer(&request, &mut ctx)) {
+        let known = match endpoint {
+            Some(_) => self.kept_answer(&request, &mut ctx),
+            None => {
+                self.clear_outdated_answers();
+                Known::Nothing
+            }
+        };
+        match known {
             Known::Answer(response) => Either::Left(ready(response.into())),
             Known::Candidate(candidate) => self.handle_unknown(request, ctx, endpoint, Some(candidate)),
             Known::Nothing => self.handle_unknown(request, ctx, endpoint, None),
