@@ -15,7 +15,7 @@ from .waits import Clip, Waiters, wait_until_done
 
 CACHES = ("clipgate", "nginx", "haproxy", "varnish", "trafficserver", "pingora")
 # Late joiners, ten times faster than real time. Half a second lies between the end of the clip, the ends of polls and waits, and
-# the begins of waits: what happens at one moment has no order.
+# the starts of waits: what happens at one moment has no order.
 LATE_HOLD, LATE_DONE, LATE_WAITS = 12.5, 15, 17
 # Tolerance, in seconds, for the time of a wait that ended at its deadline.
 LATE_SLACK = 0.2

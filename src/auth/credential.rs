@@ -184,6 +184,14 @@ impl Credential {
         }
     }
 
+    /// Returns the client's own value of `Authorization` if that is the only field.
+    pub(super) fn client_authorization(&self) -> Option<&HeaderValue> {
+        match &self.0 {
+            CredentialFields::Authorization(value) => Some(value),
+            CredentialFields::Open | CredentialFields::Fields(_) | CredentialFields::Lent(_) => None,
+        }
+    }
+
     /// Returns the value of `Authorization` if that is the only field.
     fn authorization(&self) -> Option<&HeaderValue> {
         match &self.0 {

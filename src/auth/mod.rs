@@ -27,6 +27,7 @@ use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
 pub(crate) use self::credential::Credential;
 use self::credential::{ClientField, HashKey};
+use self::recent::RecentIdentities;
 use crate::config;
 use crate::core::job::KeyDomain;
 use crate::protocol::field_value::{copy_value, single_value};
@@ -151,8 +152,9 @@ struct Keyring {
     with_key: Vec<HeaderName>,
     /// Whether `fields` has `Authorization`.
     has_authorization: bool,
-    /// Whether a client's key or token is its `Authorization`, and no other field is read.
-    is_authorization: bool,
+    /// Whether `Authorization` is the only field of `fields` and `with_key`.
+    authorization_alone: bool,
+    recent: RecentIdentities,
     /// `Vary` of responses that caches of clients may store.
     vary: HeaderValue,
 }
@@ -252,7 +254,7 @@ impl Authenticator {
     pub fn key_fields(&self, request: &HeaderMap) -> KeyFields {
         let keyring = self.keyring.load();
         let known = keyring.only_value(request);
-        let known = known.and_then(|value| recent::find(&keyring, value, |_, fields| Arc::clone(fields)));
+        let known = known.and_then(|value| keyring.recent.find(value, |_, fields| Arc::clone(fields)));
         known.unwrap_or_else(|| keyring.copy_fields(request))
     }
 
@@ -263,7 +265,12 @@ impl Authenticator {
 
     /// Returns whether [`Self::identify`] reads no other field than `Authorization`.
     pub(crate) fn reads_authorization_only(&self) -> bool {
-        self.keyring.load().reads_authorization_only()
+        self.keyring.load().authorization_alone
+    }
+
+    /// Forgets keys and tokens that no request has used since the last call.
+    pub(crate) fn forget_unused(&self) {
+        self.keyring.load().recent.forget_unused();
     }
 
     /// Returns `Vary` of responses that caches of clients may store.
@@ -276,12 +283,12 @@ impl Authenticator {
     pub fn identify(&self, request: &HeaderMap) -> Result<Option<Identity>, AuthError> {
         let keyring = self.keyring.load();
         let Some(value) = keyring.only_value(request) else { return self.derive(&keyring, request) };
-        if let Some(identity) = recent::find(&keyring, value, |identity, _| identity.clone()) {
+        if let Some(identity) = keyring.recent.find(value, |identity, _| identity.clone()) {
             return Ok(Some(identity));
         }
         let identity = self.derive(&keyring, request)?;
         if let Some(identity) = &identity {
-            recent::keep(&keyring, value, identity, keyring.copy_fields(request));
+            keyring.recent.keep(value, identity);
         }
         Ok(identity)
     }
@@ -362,9 +369,8 @@ impl Keyring {
         let mut vary: String = fields.flat_map(|name| [name.as_str(), ", "]).collect();
         vary += "accept";
         Ok(Self {
-            is_authorization: matches!(source, KeySource::Passthrough | KeySource::Team(_))
-                && auth.with_key.is_empty()
-                && auth.headers == [AUTHORIZATION],
+            authorization_alone: auth.with_key.is_empty() && auth.headers == [AUTHORIZATION],
+            recent: RecentIdentities::default(),
             source,
             fields: auth.headers.clone(),
             with_key: auth.with_key.clone(),
@@ -373,16 +379,14 @@ impl Keyring {
         })
     }
 
-    fn reads_authorization_only(&self) -> bool {
-        self.with_key.is_empty() && self.fields.iter().all(|name| *name == AUTHORIZATION)
-    }
-
     /// Returns the value that alone identifies a request, if there is one.
     fn only_value<'a>(&self, request: &'a HeaderMap) -> Option<&'a HeaderValue> {
-        if !self.is_authorization {
-            return None;
+        match self.source {
+            KeySource::Passthrough | KeySource::Team(_) if self.authorization_alone => {
+                single_value(request, &AUTHORIZATION)
+            }
+            KeySource::Passthrough | KeySource::Team(_) | KeySource::Sidecar(_) | KeySource::Open(_) => None,
         }
-        single_value(request, &AUTHORIZATION)
     }
 
     fn copy_fields(&self, request: &HeaderMap) -> KeyFields {
@@ -605,6 +609,66 @@ mod tests {
                 assert_eq!(parts(authenticator.identify(&request)), derived, "{chosen:?}");
                 assert_eq!(authenticator.key_fields(&request), keyring.copy_fields(&request), "{chosen:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_reload_frees_the_kept_keys_and_tokens_of_all_threads() {
+        let key = Secret::new("sk-1");
+        let team = team(&[ALICE, BOB]);
+        for next in [
+            config::AuthMode::Sidecar,
+            config::AuthMode::Open,
+            config::AuthMode::Passthrough,
+            team.mode.clone(),
+        ] {
+            for before in [auth(config::AuthMode::Passthrough), team.clone()] {
+                let authenticator = Authenticator::new(&before, Some(&key)).unwrap();
+                let identify = || authenticator.identify(&headers(&["Bearer cg_a"])).unwrap().unwrap();
+                let identity = std::thread::scope(|threads| {
+                    drop(identify());
+                    threads.spawn(identify).join().unwrap()
+                });
+                let old = Arc::downgrade(&authenticator.keyring.load_full());
+                assert_eq!(old.upgrade().unwrap().recent.len(), 2);
+                authenticator.reconfigure(&auth(next.clone()), Some(&key)).unwrap();
+                assert!(old.upgrade().is_none(), "{before:?}, then {next:?}");
+                drop(identity);
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_or_token_that_no_request_uses_is_forgotten() {
+        for config in [auth(config::AuthMode::Passthrough), team(&[ALICE, BOB])] {
+            let authenticator = Authenticator::new(&config, None).unwrap();
+            let kept = || authenticator.keyring.load().recent.len();
+            domain(&authenticator, "Bearer cg_a");
+            domain(&authenticator, "Bearer cg_b");
+            authenticator.forget_unused();
+            assert_eq!(kept(), 2, "both came since the start");
+            domain(&authenticator, "Bearer cg_b");
+            authenticator.forget_unused();
+            assert_eq!(kept(), 1);
+            authenticator.key_fields(&headers(&["Bearer cg_b"]));
+            authenticator.forget_unused();
+            assert_eq!(kept(), 1);
+            authenticator.forget_unused();
+            assert_eq!(kept(), 0);
+        }
+    }
+
+    #[test]
+    fn each_kept_value_is_short_and_in_memory_once() {
+        let authenticator = Authenticator::new(&auth(config::AuthMode::Passthrough), None).unwrap();
+        let request = headers(&["Bearer a"]);
+        let identity = authenticator.identify(&request).unwrap().unwrap();
+        let fields = authenticator.key_fields(&request);
+        let value = identity.credential.client_authorization().unwrap();
+        assert_eq!(value.as_bytes().as_ptr(), fields[0].1.as_bytes().as_ptr());
+        for (length, kept) in [(512, 2), (513, 2)] {
+            domain(&authenticator, &"k".repeat(length));
+            assert_eq!(authenticator.keyring.load().recent.len(), kept, "{length}");
         }
     }
 

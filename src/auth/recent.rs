@@ -1,76 +1,102 @@
 //! Identities of recent requests. Each thread keeps them by the value of `Authorization`, so that most requests need no hash
 //! of their key and no copy of it: 1,800 instructions.
 //!
-//! Only where nothing but `Authorization` identifies a request. A reload replaces the keys of the configuration. The next
-//! request of the thread then drops all that was kept for the old ones.
+//! Only where nothing but `Authorization` identifies a request. The values are in clear, so the table belongs to the keys of
+//! one configuration: a reload frees it, at all threads. [`RecentIdentities::forget_unused`] frees what no request uses.
 
-use std::cell::RefCell;
+use std::fmt;
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
 
+use crossbeam_utils::CachePadded;
 use foldhash::quality::RandomState;
 use http::HeaderValue;
+use http::header::AUTHORIZATION;
+use parking_lot::Mutex;
+use thread_local::ThreadLocal;
 
-use super::{Identity, KeyFields, Keyring};
+use super::{Identity, KeyFields};
 use crate::protocol::field_value::copy_value;
 
 /// Most identities of one thread. A newer one takes the place of an older one with the same low bits of its hash.
 const SLOTS: usize = 256;
 
-/// Longest value that is kept, in bytes.
-const MAX_VALUE: usize = 2 << 10;
+/// Longest value that is kept, in bytes. A thread has one copy of each: at most 128 KiB.
+const MAX_VALUE: usize = 512;
 
-thread_local! {
-    static RECENT: RefCell<RecentIdentities> = RefCell::new(RecentIdentities::default());
-}
-
+/// The identities of all threads. Each thread locks its own part only, so only `forget_unused` can make it wait.
 #[derive(Default)]
-struct RecentIdentities {
-    /// The keys of the configuration to which all identities belong.
-    keyring: Option<Arc<Keyring>>,
-    slots: Vec<Option<RecentIdentity>>,
+pub(super) struct RecentIdentities {
+    threads: ThreadLocal<CachePadded<Mutex<IdentitySlots>>>,
     hasher: RandomState,
 }
+
+type IdentitySlots = Vec<Option<RecentIdentity>>;
 
 struct RecentIdentity {
     /// Compared before the value, so that the time of the comparison reveals nothing about it.
     hash: u64,
-    value: HeaderValue,
     identity: Identity,
+    /// The value, in memory that the identity of a client's own key shares.
     fields: KeyFields,
+    /// Whether no request has used it since the last `forget_unused`.
+    is_unused: bool,
 }
 
-/// Returns a part of the identity that was kept for this value under this configuration.
-pub(super) fn find<T>(
-    keyring: &Arc<Keyring>,
-    value: &HeaderValue,
-    part: impl FnOnce(&Identity, &KeyFields) -> T,
-) -> Option<T> {
-    RECENT.with_borrow(|recent| {
-        if !recent.keyring.as_ref().is_some_and(|own| Arc::ptr_eq(own, keyring)) {
+impl RecentIdentities {
+    /// Returns a part of the identity that this thread keeps for this value.
+    pub(super) fn find<T>(
+        &self,
+        value: &HeaderValue,
+        part: impl FnOnce(&Identity, &KeyFields) -> T,
+    ) -> Option<T> {
+        let mut slots = self.threads.get()?.lock();
+        let hash = self.hasher.hash_one(value.as_bytes());
+        let found = slots[slot(hash)].as_mut()?;
+        if found.hash != hash || found.fields[0].1 != *value {
             return None;
         }
-        let hash = recent.hasher.hash_one(value.as_bytes());
-        let found = recent.slots[slot(hash)].as_ref()?;
-        (found.hash == hash && found.value == *value).then(|| part(&found.identity, &found.fields))
-    })
+        found.is_unused = false;
+        Some(part(&found.identity, &found.fields))
+    }
+
+    /// Keeps the identity of this value.
+    pub(super) fn keep(&self, value: &HeaderValue, identity: &Identity) {
+        if value.len() > MAX_VALUE {
+            return;
+        }
+        let hash = self.hasher.hash_one(value.as_bytes());
+        let of_client = identity.credential.client_authorization().cloned();
+        let value = of_client.unwrap_or_else(|| copy_value(value));
+        let (identity, fields) = (identity.clone(), Arc::from([(AUTHORIZATION, value)]));
+        let slots = self.threads.get_or(|| {
+            let slots = std::iter::repeat_with(|| None).take(SLOTS);
+            CachePadded::new(Mutex::new(slots.collect()))
+        });
+        slots.lock()[slot(hash)] = Some(RecentIdentity { hash, identity, fields, is_unused: false });
+    }
+
+    /// Frees the identities that no request has used since the last call.
+    pub(super) fn forget_unused(&self) {
+        for slots in &self.threads {
+            for slot in slots.lock().iter_mut() {
+                slot.take_if(|known| std::mem::replace(&mut known.is_unused, true));
+            }
+        }
+    }
+
+    /// Returns the number of identities of all threads.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.threads.iter().map(|slots| slots.lock().iter().flatten().count()).sum()
+    }
 }
 
-/// Keeps the identity of this value.
-pub(super) fn keep(keyring: &Arc<Keyring>, value: &HeaderValue, identity: &Identity, fields: KeyFields) {
-    if value.len() > MAX_VALUE {
-        return;
+/// The values are keys and tokens.
+impl fmt::Debug for RecentIdentities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecentIdentities").finish_non_exhaustive()
     }
-    RECENT.with_borrow_mut(|recent| {
-        if !recent.keyring.as_ref().is_some_and(|own| Arc::ptr_eq(own, keyring)) {
-            recent.slots.clear();
-            recent.slots.resize_with(SLOTS, || None);
-            recent.keyring = Some(Arc::clone(keyring));
-        }
-        let hash = recent.hasher.hash_one(value.as_bytes());
-        let (value, identity) = (copy_value(value), identity.clone());
-        recent.slots[slot(hash)] = Some(RecentIdentity { hash, value, identity, fields });
-    });
 }
 
 fn slot(hash: u64) -> usize {

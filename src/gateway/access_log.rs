@@ -20,7 +20,7 @@ use crate::core::coalescer::Cost;
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::query::WaitQuery;
 use crate::protocol::request::{Peer, RequestCtx, RequestId};
-use crate::telemetry::log::{KeptText, RequestLine, kept_text, log_kept_text, log_request};
+use crate::telemetry::log::{KeptText, RequestLine, log_kept_text, log_request};
 use crate::telemetry::metrics::{self, EndpointLabel, Metrics, RouteLabel};
 
 /// The way in which a request was answered.
@@ -154,7 +154,7 @@ impl AccessLog {
 
     /// Returns the text of the lines of all requests that get the same answer.
     pub(super) fn kept_text(&self) -> KeptText {
-        kept_text(&self.line())
+        KeptText::of(&self.line())
     }
 
     /// Returns the line without its duration.
@@ -242,7 +242,7 @@ pub(super) fn log_hit<B>(metrics: &Metrics, request: &Request<B>, ctx: &RequestC
         id: ctx.id.as_str(),
         upstream_id: None,
     };
-    debug_assert_eq!(*hit.text, kept_text(&line));
+    debug_assert_eq!(*hit.text, KeptText::of(&line));
     log_request(&line);
 }
 

@@ -126,8 +126,10 @@ impl Gateway {
         Ok(())
     }
 
-    /// Forgets subjects whose quotas are full again. Call it about once a minute.
+    /// Forgets subjects whose quotas are full again, and keys without requests since the last call. Call it about once a
+    /// minute.
     pub fn purge_idle(&self) {
+        self.0.access.authenticator.forget_unused();
         self.0.limits.purge_idle();
     }
 

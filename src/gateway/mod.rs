@@ -69,7 +69,7 @@ use crate::config;
 use crate::core::query::Query;
 use crate::core::route::{Form, Route, RouteIndex, Routes};
 use crate::hub::{Hub, WaitRequest};
-use crate::limits::{Limits, QuotaRests, Subject};
+use crate::limits::{KnownRemaining, Limits, Subject};
 use crate::protocol::allowed_host::HostPattern;
 use crate::protocol::body::{Body, BoxError};
 use crate::protocol::cookies::strip_set_cookie;
@@ -111,8 +111,8 @@ struct GatewayInner {
 struct RequestState {
     /// The owner of the quotas that the request counts against.
     subject: Subject,
-    /// The rests of these quotas when the request was counted.
-    rests: QuotaRests,
+    /// Requests that these quotas allowed after the request was counted.
+    remaining: KnownRemaining,
     /// Whether the upstream account is the gateway's, not the client's own.
     is_lent: bool,
     cors: Option<Box<CorsDecision>>,
@@ -155,7 +155,14 @@ impl Gateway {
         let found = self.0.routes.endpoint(request.uri().path());
         let endpoint = found.map(|(index, found)| (index, found.form));
         // Only a request of a route can be a hit.
-        match endpoint.map_or(Known::Nothing, |_| self.kept_answer(&request, &mut ctx)) {
+        let known = match endpoint {
+            Some(_) => self.kept_answer(&request, &mut ctx),
+            None => {
+                self.clear_outdated_answers();
+                Known::Nothing
+            }
+        };
+        match known {
             Known::Answer(response) => Either::Left(ready(response.into())),
             Known::Candidate(candidate) => self.handle_unknown(request, ctx, endpoint, Some(candidate)),
             Known::Nothing => self.handle_unknown(request, ctx, endpoint, None),
@@ -202,7 +209,7 @@ impl Gateway {
         state: &mut RequestState,
     ) -> Result<TargetAction, GatewayError> {
         self.check_early(request, state)?;
-        state.rests.requests = self.0.limits.check_request(state.subject)?;
+        state.remaining.requests = self.0.limits.check_request(state.subject)?;
         if state.cors.as_ref().is_some_and(|cors| cors.is_preflight()) {
             state.log.disposition = Disposition::Preflight;
             return Ok(TargetAction::Now(Decision::Respond(response::preflight_response())));
@@ -329,7 +336,7 @@ impl Gateway {
         mut state: Box<RequestState>,
         result: Result<PassthroughResponse, GatewayError>,
     ) -> PassthroughResponse {
-        let RequestState { subject, rests, is_lent, cors, log, span, is_root_page, candidate, .. } =
+        let RequestState { subject, remaining, is_lent, cors, log, span, is_root_page, candidate, .. } =
             &mut *state;
         let mut passed = result.unwrap_or_else(|error| {
             log.disposition = Disposition::Rejected(error.reason());
@@ -346,10 +353,10 @@ impl Gateway {
             strip_set_cookie(headers);
         }
         let present = PresentFields::of(headers);
-        let is_fresh = clock::now().saturating_duration_since(log.ctx().arrived) < FRESH_RESTS;
-        let rests = if is_fresh { *rests } else { QuotaRests::default() };
+        let is_fresh = clock::now().saturating_duration_since(log.ctx().arrived) < FRESH_FOR;
+        let remaining = if is_fresh { *remaining } else { KnownRemaining::default() };
         if !present.has_quotas
-            && let Some(quotas) = self.0.limits.quota_headers(*subject, rests)
+            && let Some(quotas) = self.0.limits.quota_headers(*subject, remaining)
         {
             quotas.write(headers);
         }
@@ -396,9 +403,19 @@ impl Gateway {
         log.member = identity.and_then(|identity| identity.member.clone());
         let is_lent = identity.is_some_and(|identity| identity.origin == KeyOrigin::Gateway);
         let is_root_page = root_page::is_root_page(request);
-        let (rests, candidate) = (QuotaRests::default(), None);
+        let (remaining, candidate) = (KnownRemaining::default(), None);
         // Boxed: it is moved from step to step.
-        Box::new(RequestState { subject, rests, is_lent, cors, log, span, endpoint, is_root_page, candidate })
+        Box::new(RequestState {
+            subject,
+            remaining,
+            is_lent,
+            cors,
+            log,
+            span,
+            endpoint,
+            is_root_page,
+            candidate,
+        })
     }
 
     /// Returns the client's access, which a reload may revoke.
@@ -451,8 +468,8 @@ fn quota_subject(identity: Option<&Identity>, proof: Option<KeyProof>, ctx: &Req
     }
 }
 
-/// Time in which the rests of the quotas count as those of now. They are looked up again for an answer that takes longer.
-const FRESH_RESTS: Duration = Duration::from_millis(100);
+/// Time in which [`KnownRemaining`] is used. For an answer that takes longer the quotas are looked up again.
+const FRESH_FOR: Duration = Duration::from_millis(100);
 
 fn route_label(index: RouteIndex, route: &Route, form: Form) -> RouteLabel {
     match (route.is_built_in, form) {

@@ -20,15 +20,20 @@ pub struct QuotaState {
     pub resets_in: Option<u64>,
 }
 
-/// Requests that a quota still allows, right after a request was counted. `None`: there is no quota, or only a look at it
-/// shows its state.
-pub(crate) type Rest = Option<u32>;
+/// Requests that a quota still allowed, right after a request was counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Remaining {
+    pub(super) requests: u32,
+    /// Version of the quotas that counted.
+    pub(super) version: u64,
+}
 
-/// The rests of both quotas of a request's subject.
+/// State of the quotas of a subject, as the counts of a request showed it. `None`: there is no quota, or only a look at it shows
+/// its state.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct QuotaRests {
-    pub requests: Rest,
-    pub calls: Rest,
+pub struct KnownRemaining {
+    pub requests: Option<Remaining>,
+    pub calls: Option<Remaining>,
 }
 
 /// The `RateLimit` headers of a subject at one moment.

@@ -29,7 +29,9 @@ use crate::config::{self, TeamMember};
 use crate::core::job::KeyDomain;
 use crate::telemetry::metrics::Limit;
 
-pub(crate) use self::fields::{QuotaHeaders, QuotaRests, QuotaState, RATELIMIT, RATELIMIT_POLICY, Rest};
+pub(crate) use self::fields::{
+    KnownRemaining, QuotaHeaders, QuotaState, RATELIMIT, RATELIMIT_POLICY, Remaining,
+};
 pub(crate) use self::takes::{QuotaTake, QuotaTakes};
 pub(crate) use self::unproven::{AddressFull, UnprovenWait, UnprovenWaits};
 
@@ -152,17 +154,17 @@ impl Limits {
     }
 
     /// Counts one request against the quota `requests`.
-    pub fn check_request(&self, subject: Subject) -> Result<Rest, QuotaExceeded> {
+    pub fn check_request(&self, subject: Subject) -> Result<Option<Remaining>, QuotaExceeded> {
         self.check(subject, NonZeroU32::MIN, |quotas| &quotas.requests)
     }
 
     /// Counts one upstream request against the quota `calls`.
-    pub fn check_call(&self, subject: Subject) -> Result<Rest, QuotaExceeded> {
+    pub fn check_call(&self, subject: Subject) -> Result<Option<Remaining>, QuotaExceeded> {
         self.check_calls(subject, 1)
     }
 
     /// Counts several upstream requests: all of them, or none if the quota is too small.
-    pub fn check_calls(&self, subject: Subject, count: usize) -> Result<Rest, QuotaExceeded> {
+    pub fn check_calls(&self, subject: Subject, count: usize) -> Result<Option<Remaining>, QuotaExceeded> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         NonZeroU32::new(count).map_or(Ok(None), |count| self.check(subject, count, |quotas| &quotas.calls))
     }
@@ -172,11 +174,11 @@ impl Limits {
         subject: Subject,
         count: NonZeroU32,
         group: impl Fn(&QuotaSet) -> &QuotaGroup,
-    ) -> Result<Rest, QuotaExceeded> {
+    ) -> Result<Option<Remaining>, QuotaExceeded> {
         let quotas = self.quotas.load();
         let Some(quota) = group(&quotas).of(subject) else { return Ok(None) };
         let counted = self.check_quota(quota, subject, count, quotas.divisor)?;
-        Ok(counted.map(|state| state.remaining))
+        Ok(counted.map(|state| Remaining { requests: state.remaining, version: quotas.version }))
     }
 
     /// Counts requests against a quota. Returns its state then.
@@ -194,15 +196,15 @@ impl Limits {
         Ok(state)
     }
 
-    /// Returns the `RateLimit` headers of a subject, without counting a request. `rests` are those that it knows from
-    /// its counts. `None`: the subject has no quota.
-    pub fn quota_headers(&self, subject: Subject, rests: QuotaRests) -> Option<QuotaHeaders> {
+    /// Returns the `RateLimit` headers of a subject, without counting a request. `known` saves a look at its quotas, unless
+    /// these have changed since. `None`: the subject has no quota.
+    pub fn quota_headers(&self, subject: Subject, known: KnownRemaining) -> Option<QuotaHeaders> {
         let quotas = self.quotas.load();
-        let groups = [(&quotas.requests, rests.requests), (&quotas.calls, rests.calls)];
-        let states = groups.into_iter().filter_map(|(group, rest)| {
+        let groups = [(&quotas.requests, known.requests), (&quotas.calls, known.calls)];
+        let states = groups.into_iter().filter_map(|(group, known)| {
             let quota = group.of(subject)?;
-            Some(match rest {
-                Some(rest) => quota.state(rest, None),
+            Some(match known.filter(|known| known.version == quotas.version) {
+                Some(known) => quota.state(known.requests, None),
                 None => quota.peek(subject, quotas.divisor),
             })
         });

@@ -43,7 +43,7 @@ fn passed_requests(limits: &Limits, subject: Subject) -> usize {
 
 fn fields(limits: &Limits, subject: Subject) -> (String, String) {
     let mut headers = HeaderMap::new();
-    limits.quota_headers(subject, QuotaRests::default()).unwrap().write(&mut headers);
+    limits.quota_headers(subject, KnownRemaining::default()).unwrap().write(&mut headers);
     let text = |name| headers[&name].to_str().unwrap().to_owned();
     (text(RATELIMIT_POLICY), text(RATELIMIT))
 }
@@ -58,7 +58,7 @@ async fn a_burst_passes_then_each_key_recovers_at_its_rate() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_headers_report_the_rest_and_the_reset_of_both_quotas() {
+async fn the_headers_report_the_remaining_requests_and_the_reset_of_both_quotas() {
     let limits = limits((1, 2), (1, 3));
     let policy = "\"requests\";q=2;w=2, \"calls\";q=3;w=3";
     let expected = |now: &str| (policy.to_owned(), now.to_owned());
@@ -75,6 +75,34 @@ async fn the_headers_report_the_rest_and_the_reset_of_both_quotas() {
     assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=1, \"calls\";r=3"));
 }
 
+/// `RateLimit` and its policy are those of the same quotas.
+#[test]
+fn the_headers_of_a_request_that_the_quotas_before_a_change_counted_report_the_new_quotas() {
+    let counted = || {
+        let shared = Limits::shared(&config((100, 100), (100, 100)), &[]);
+        let known = KnownRemaining {
+            requests: shared.check_request(key(1)).unwrap(),
+            calls: shared.check_call(key(1)).unwrap(),
+        };
+        (shared, known)
+    };
+    let text = |limits: &Limits, known| {
+        let mut headers = HeaderMap::new();
+        limits.quota_headers(key(1), known).unwrap().write(&mut headers);
+        [RATELIMIT_POLICY, RATELIMIT].map(|name| headers[&name].to_str().unwrap().to_owned())
+    };
+    let (limits, known) = counted();
+    assert_eq!(text(&limits, known)[1], "\"requests\";r=99, \"calls\";r=99");
+    limits.reconfigure(&config((5, 10), (5, 10)), &[]);
+    assert_eq!(
+        text(&limits, known),
+        ["\"requests\";q=10;w=2, \"calls\";q=10;w=2", "\"requests\";r=10, \"calls\";r=10"]
+    );
+    let (limits, known) = counted();
+    limits.set_replicas(4, true);
+    assert_eq!(text(&limits, known), text(&limits, KnownRemaining::default()));
+}
+
 #[tokio::test(start_paused = true)]
 async fn calls_count_separately_from_requests() {
     let limits = limits((1, 100), (1, 2));
@@ -88,7 +116,7 @@ async fn calls_count_separately_from_requests() {
 fn a_rate_of_zero_disables_a_quota() {
     let limits = limits((0, 0), (0, 0));
     assert_eq!(passed_requests(&limits, key(1)), 100);
-    assert!(limits.quota_headers(key(1), QuotaRests::default()).is_none());
+    assert!(limits.quota_headers(key(1), KnownRemaining::default()).is_none());
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,14 +9,14 @@ use super::spoofed_headers::is_stripped;
 /// than all the rest of the head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FoundFields {
-    pub(crate) hop_by_hop: bool,
-    pub(crate) content_length: bool,
-    pub(crate) cookie: bool,
-    pub(crate) request_id: bool,
+    pub(crate) has_hop_by_hop: bool,
+    pub(crate) has_content_length: bool,
+    pub(crate) has_cookie: bool,
+    pub(crate) has_request_id: bool,
     /// `traceparent` or `tracestate`.
-    pub(crate) trace_context: bool,
+    pub(crate) has_trace_context: bool,
     /// Fields that [`strip_spoofable`](super::spoofed_headers::strip_spoofable) removes.
-    pub(crate) spoofable: bool,
+    pub(crate) has_spoofable: bool,
 }
 
 impl FoundFields {
@@ -25,12 +25,12 @@ impl FoundFields {
         for name in headers.keys() {
             match name.as_str() {
                 "host" | "authorization" | "accept" | "user-agent" => {}
-                "content-length" => found.content_length = true,
-                "cookie" => found.cookie = true,
-                "x-request-id" => found.request_id = true,
-                "traceparent" | "tracestate" => found.trace_context = true,
-                name if is_hop_by_hop(name) => found.hop_by_hop = true,
-                name => found.spoofable |= is_stripped(name),
+                "content-length" => found.has_content_length = true,
+                "cookie" => found.has_cookie = true,
+                "x-request-id" => found.has_request_id = true,
+                "traceparent" | "tracestate" => found.has_trace_context = true,
+                name if is_hop_by_hop(name) => found.has_hop_by_hop = true,
+                name => found.has_spoofable |= is_stripped(name),
             }
         }
         found
@@ -50,14 +50,14 @@ mod tests {
         let rows = [
             ("accept", none),
             ("x-custom", none),
-            ("te", FoundFields { hop_by_hop: true, ..none }),
-            ("content-length", FoundFields { content_length: true, ..none }),
-            ("cookie", FoundFields { cookie: true, ..none }),
-            ("x-request-id", FoundFields { request_id: true, ..none }),
-            ("traceparent", FoundFields { trace_context: true, ..none }),
-            ("tracestate", FoundFields { trace_context: true, ..none }),
-            ("x-forwarded-for", FoundFields { spoofable: true, ..none }),
-            ("x_request_id", FoundFields { spoofable: true, ..none }),
+            ("te", FoundFields { has_hop_by_hop: true, ..none }),
+            ("content-length", FoundFields { has_content_length: true, ..none }),
+            ("cookie", FoundFields { has_cookie: true, ..none }),
+            ("x-request-id", FoundFields { has_request_id: true, ..none }),
+            ("traceparent", FoundFields { has_trace_context: true, ..none }),
+            ("tracestate", FoundFields { has_trace_context: true, ..none }),
+            ("x-forwarded-for", FoundFields { has_spoofable: true, ..none }),
+            ("x_request_id", FoundFields { has_spoofable: true, ..none }),
         ];
         for (name, found) in rows {
             let fields = [("host", "a"), ("user-agent", "b"), (name, "c"), ("range", "d")];
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_without_finds_is_left_as_it_is() {
+    fn a_head_without_found_fields_is_left_as_it_is() {
         let alphabet =
             ["x", "-", "_", ".", "host", "te", "forwarded", "via", "real-ip", "accept", "proxy", "for"];
         for seed in 0..20_000 {
@@ -78,8 +78,8 @@ mod tests {
             let (mut without_hops, mut without_spoofed) = (headers.clone(), headers.clone());
             strip_hop_by_hop(&mut without_hops);
             strip_spoofable(&mut without_spoofed);
-            assert_eq!(found.hop_by_hop, without_hops.is_empty(), "{name}");
-            assert_eq!(found.spoofable, without_spoofed.is_empty(), "{name}");
+            assert_eq!(found.has_hop_by_hop, without_hops.is_empty(), "{name}");
+            assert_eq!(found.has_spoofable, without_spoofed.is_empty(), "{name}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use http::HeaderValue;
 
-use super::field_value::copy_value;
+use super::field_value::{copy_value, write_hex};
 pub use super::forwarded::ForwardedChain;
 pub use super::peer::Peer;
 
@@ -33,7 +33,7 @@ impl RequestId {
 
     fn random() -> HeaderValue {
         let mut text = [0; 32];
-        hex::encode_to_slice(fastrand::u128(..).to_ne_bytes(), &mut text).expect("two digits a byte");
+        write_hex(&fastrand::u128(..).to_ne_bytes(), &mut text);
         HeaderValue::from_bytes(&text).expect("hex digits are a header value")
     }
 

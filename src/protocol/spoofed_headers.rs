@@ -62,7 +62,7 @@ fn is_spoofable_name(name: &str) -> bool {
 }
 
 fn own_names() -> impl Iterator<Item = &'static str> {
-    HOP_BY_HOP.iter().map(HeaderName::as_str).chain(OWN)
+    HOP_BY_HOP.into_iter().chain(OWN)
 }
 
 /// Returns whether a server may take `name` for `other`. Both are in lower case.

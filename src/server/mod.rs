@@ -296,7 +296,7 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let opened_at = clock::now();
-        // Boxed: dropped before the long part of the connection's life, which then has no room for the stream twice.
+        // Boxed: dropped before the long part of the connection's life, which does not reserve space for the stream twice.
         let detected = Box::pin(ReadAhead::new(stream, activity.clone()).with_version());
         let Some(Ok((stream, version))) = self.within_header_timeout(&permit, detected).await else {
             debug!(?peer, "connection ended before its first request");

@@ -44,10 +44,10 @@ impl Coalescer {
         now: Instant,
     ) {
         let mut outputs = std::mem::take(&mut self.outputs);
-        let (mut settled, mut others, mut last) = (Vec::with_capacity(waits.len()), Vec::new(), None);
+        let (mut settled, mut others, mut last_lookup) = (Vec::with_capacity(waits.len()), Vec::new(), None);
         waits.retain(|&id| {
             let Some(wait) = self.state.wait(id) else { return true };
-            match self.answer(id, wait, landing, &mut last) {
+            match self.answer(id, wait, landing, &mut last_lookup) {
                 Ok(result) => {
                     outputs.push_back(Output::Settle(id, result));
                     settled.push(id);
@@ -71,13 +71,13 @@ impl Coalescer {
     }
 
     /// Returns the result of the wait if each of its jobs has an answer, else the number of jobs, from the first on, that
-    /// need no further look. `last` is the last state of the job of the wait before.
+    /// need no further look. `last_lookup` is the state of the job of the wait before.
     fn answer<'a>(
         &'a self,
         id: WaitId,
         wait: &'a Wait,
         landing: Option<&Landing>,
-        last: &mut Option<(&'a WaitSpec, Option<&'a JobState>)>,
+        last_lookup: &mut Option<(&'a WaitSpec, Option<&'a JobState>)>,
     ) -> Result<WaitResult, usize> {
         let spec = &wait.spec;
         // Answers stay. A wait for many jobs resumes at its first job without one.
@@ -89,11 +89,11 @@ impl Coalescer {
         let states: Option<Vec<JobState>> = match spec.jobs.only() {
             Some(job) => {
                 let is_same = |last: &WaitSpec| last.domain == spec.domain && last.jobs.is_same(&spec.jobs);
-                let seen = match *last {
+                let seen = match *last_lookup {
                     Some((last, seen)) if is_same(last) => seen,
                     Some(_) | None => self.state.job_index().state(spec.domain, job),
                 };
-                *last = Some((spec, seen));
+                *last_lookup = Some((spec, seen));
                 self.reached_state_with(wait, job, seen).map(|state| vec![state.clone()])
             }
             None => spec.jobs.iter().map(|job| self.reached_state(wait, job).cloned()).collect(),

@@ -56,7 +56,7 @@ use crate::telemetry::metrics::RouteLabel;
 /// Most answers of one thread.
 const MAX_ENTRIES: usize = 1024;
 
-/// Most bytes of keys, headers and bodies of one thread. States that the cache has evicted may add as many, until their
+/// Most bytes of keys, headers, bodies and log lines of one thread. States that the cache has evicted may add as many, until their
 /// requests come again.
 const MAX_BYTES: usize = 4 << 20;
 
@@ -198,13 +198,9 @@ impl Gateway {
         // Read before anything that the answer depends on.
         let (all, quotas) = (self.0.cache.all_changes(), self.0.limits.current());
         TABLE.with_borrow_mut(|table| {
+            table.clear_outdated(self.0.number.0, all);
             if !write_key(request, ctx, &mut table.key) {
                 return Known::Nothing;
-            }
-            if (table.gateway, table.all) != (self.0.number.0, all) {
-                // Also frees keys and bodies that a reload or an operator has removed.
-                table.clear();
-                (table.gateway, table.all) = (self.0.number.0, all);
             }
             let candidate = |key: &[u8]| {
                 let candidate = Candidate { key: key.into(), all, quotas: quotas.version(), entry: None };
@@ -230,6 +226,12 @@ impl Gateway {
                 None => Known::Nothing,
             }
         })
+    }
+
+    /// Frees keys and bodies that a reload or an operator has removed.
+    pub(super) fn clear_outdated_answers(&self) {
+        let all = self.0.cache.all_changes();
+        TABLE.with_borrow_mut(|table| table.clear_outdated(self.0.number.0, all));
     }
 
     /// Returns whether nothing has changed since the answer was kept. Shows its use to the cache from time to time.
@@ -465,14 +467,17 @@ impl Table {
         }
     }
 
-    fn clear(&mut self) {
-        self.entries.clear();
-        self.bytes = 0;
+    /// Removes all answers if they are those of another gateway, or were kept before a change of everything.
+    fn clear_outdated(&mut self, gateway: u64, all: u64) {
+        if (self.gateway, self.all) != (gateway, all) {
+            self.entries.clear();
+            (self.gateway, self.all, self.bytes) = (gateway, all, 0);
+        }
     }
 }
 
 fn weight(key: &[u8], kept: &KeptAnswer) -> usize {
-    key.len() + header_bytes(&kept.headers) + kept.body.len()
+    key.len() + header_bytes(&kept.headers) + kept.body.len() + kept.jobs.len() + kept.text.size()
 }
 
 /// Returns about the memory of a header, whose fields share their bytes with nothing else in the worst case.

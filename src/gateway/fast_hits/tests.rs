@@ -637,6 +637,27 @@ async fn each_key_gets_its_own_answer_and_an_unknown_one_none() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn any_request_after_a_change_frees_kept_keys_and_bodies() {
+    let world = World::new(|_| {});
+    world.store(KEY, "a", "completed");
+    let kept = || TABLE.with_borrow(|table| (table.entries.len(), table.bytes));
+    let models = get("/v1/models", &[("host", "gateway"), ("authorization", KEY)]);
+    let changes: [fn(&World); 2] =
+        [|world| world.reload(|_| {}), |world| _ = world.gateway.0.cache.remove_all()];
+    for change in changes {
+        world.store(KEY, "a", "completed");
+        world.warm(&plain());
+        let before = kept();
+        // Passed through, so without an answer at once.
+        let answer = world.send(&models, &world.context(false, tcp()), false);
+        assert_eq!((answer, kept()), (None, before));
+        change(&world);
+        world.send(&models, &world.context(false, tcp()), false);
+        assert_eq!(kept(), (0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn gateways_in_one_process_do_not_share_answers() {
     let (one, two) = (World::new(|_| {}), World::new(|_| {}));
     one.store(KEY, "a", "completed");

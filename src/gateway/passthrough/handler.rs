@@ -84,7 +84,7 @@ impl Gateway {
         identity: Option<Identity>,
     ) -> Result<Decision, GatewayError> {
         let slot = self.0.slots.take(state.subject)?;
-        state.rests.calls = self.0.limits.check_call(state.subject)?;
+        state.remaining.calls = self.0.limits.check_call(state.subject)?;
         Ok(Decision::Pass(identity, slot))
     }
 
@@ -112,7 +112,7 @@ impl Gateway {
         let key = identity.as_ref().map(|identity| (identity.domain, identity.origin));
         let credential = identity.map(|identity| identity.credential);
         let account = UpstreamAccount { credential, is_lent: state.is_lent };
-        // Before the future begins, which then has no room for the client's request.
+        // Before the future begins, so that the future does not reserve space for the client's request.
         let prepared = self.0.passthrough.prepare(request, state.log.ctx(), account, &state.span);
         Box::pin(async move {
             let sent = match prepared {

@@ -197,20 +197,20 @@ impl Passthrough {
             return Err(PassthroughError::TooLarge);
         }
         let found = FoundFields::of(request.headers());
-        let protocols = if found.hop_by_hop { requested_upgrade(&request) } else { None };
+        let protocols = if found.has_hop_by_hop { requested_upgrade(&request) } else { None };
         let upgrade = protocols.is_some().then(|| hyper::upgrade::on(&mut request));
 
         let (mut head, body) = request.into_parts();
         let headers = &mut head.headers;
         let mut added = AddedFields::new();
         ctx.forwarded.write(&mut added, ctx.is_tls, requested_host_text(&head.uri, headers));
-        if found.hop_by_hop {
+        if found.has_hop_by_hop {
             strip_hop_by_hop(headers);
         }
-        set_framing(headers, found.content_length, &head.method, &body);
-        if found.cookie && account.is_lent {
+        set_framing(headers, found.has_content_length, &head.method, &body);
+        if found.has_cookie && account.is_lent {
             headers.remove(header::COOKIE);
-        } else if found.cookie {
+        } else if found.has_cookie {
             join_cookie_fields(headers);
         }
         if head.method == Method::OPTIONS {
@@ -219,15 +219,15 @@ impl Passthrough {
         if let Some(credential) = &account.credential {
             credential.replace_in(headers);
         }
-        if found.spoofable {
+        if found.has_spoofable {
             strip_spoofable(headers);
         }
-        if found.request_id {
+        if found.has_request_id {
             headers.remove(&X_REQUEST_ID);
         }
         added.push(&X_REQUEST_ID, ctx.id.value());
         added.push_with("via", |value| value.extend_from_slice(via_member(head.version).as_bytes()));
-        span.add(headers, found.trace_context, &mut added);
+        span.add(headers, found.has_trace_context, &mut added);
         if let Some(protocols) = protocols {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(header::UPGRADE, protocols);
@@ -323,14 +323,12 @@ fn metric_code(sent: &Result<Response<ResponseBody>, PassthroughError>) -> Code 
         Err(PassthroughError::Upload(_) | PassthroughError::TooLarge | PassthroughError::Stalled) => {
             Code::Cancelled
         }
-        // Found before the request is sent, or after the response has arrived.
-        Err(
-            PassthroughError::Connect
-            | PassthroughError::Target(_)
-            | PassthroughError::Misdirected
-            | PassthroughError::UnexpectedUpgrade
-            | PassthroughError::Revoked,
-        ) => Code::Cancelled,
+        // The gateway ends the exchange.
+        Err(PassthroughError::UnexpectedUpgrade | PassthroughError::Revoked) => Code::Cancelled,
+        // `prepare` rejects such requests, and they are not counted.
+        Err(PassthroughError::Connect | PassthroughError::Target(_) | PassthroughError::Misdirected) => {
+            Code::Cancelled
+        }
     }
 }
 

@@ -126,11 +126,6 @@ pub(crate) fn log_request(request: &RequestLine<'_>) {
     }
 }
 
-/// Returns the text of the lines of all requests that get this answer again.
-pub(crate) fn kept_text(request: &RequestLine<'_>) -> KeptText {
-    KeptText::new(request, LINES.get().is_some_and(|lines| lines.is_colored))
-}
-
 /// Writes the line of a request whose text is kept, unless the level or `RUST_LOG` leaves it out. Returns `false` if the line
 /// needs the other fields: it is JSON, or the log is not started.
 pub(crate) fn log_kept_text(text: &KeptText, seconds: f64) -> bool {

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::io::Write as _;
 use std::net::IpAddr;
 
+use super::LINES;
 use super::format::{escape_from, put, put_float, put_integer, put_json};
 use crate::core::job::KeyDomain;
 use crate::printable;
@@ -186,12 +187,22 @@ pub(crate) struct KeptText {
 }
 
 impl KeptText {
-    pub(super) fn new(line: &RequestLine<'_>, is_colored: bool) -> Self {
+    /// Returns the text in the colors of the log.
+    pub(crate) fn of(line: &RequestLine<'_>) -> Self {
+        Self::new(line, LINES.get().is_some_and(|lines| lines.is_colored))
+    }
+
+    fn new(line: &RequestLine<'_>, is_colored: bool) -> Self {
         let (mut start, mut end) = (Vec::new(), Vec::new());
         line.write_start(&mut start, is_colored);
         start.push(b' ');
         line.write_end(&mut end, is_colored);
         Self { start: start.into(), end: end.into() }
+    }
+
+    /// Returns the number of its bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.start.len() + self.end.len()
     }
 
     /// Writes the line after its time.

@@ -166,7 +166,6 @@ impl SendError {
 }
 
 /// A request whose URI comes from [`Client::uri`]. Boxed, because it passes through several futures.
-#[derive(Debug)]
 pub(crate) struct OutgoingRequest {
     /// `Host` is not sent: the upstream gets a `Host` with its own name.
     pub(crate) head: Parts,

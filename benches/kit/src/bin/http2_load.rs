@@ -86,7 +86,7 @@ const WINDOW_STEP: u32 = 1 << 30;
 
 struct Connection {
     stream: TcpStream,
-    /// Bytes that were read, from the begin of a frame on.
+    /// Bytes that were read, from the start of a frame on.
     read: Box<[u8]>,
     length: usize,
     /// Frames to send.

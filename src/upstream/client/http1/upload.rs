@@ -124,6 +124,9 @@ impl Http1Upload {
         self.pending_bytes -= written;
         let of_head = written.min(self.head.len());
         self.head.advance(of_head);
+        if self.head.is_empty() {
+            self.head = BytesMut::new(); // an exchange may last long after its head
+        }
         let mut left = written - of_head;
         while let Some(piece) = self.queue.front_mut() {
             if piece.len() > left {
