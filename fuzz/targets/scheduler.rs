@@ -314,7 +314,8 @@ impl Owner {
             FaultKind::Transport => {
                 poll.outage_since.get_or_insert(now);
                 poll.transport_faults += 1;
-                if is_probe {
+                // After its cooldown another poll may be the probe, and wait for its turn.
+                if is_probe && now < self.silent_at {
                     self.probe_at = now + self.next_pause;
                     self.next_pause = self.config.breaker.cooldown.min(2 * self.next_pause);
                 }
@@ -421,7 +422,9 @@ impl Owner {
             // A probe that was cancelled leaves its time to the next one.
             assert!(self.probe.is_none() || self.silent_at <= self.now, "{id:?} is a second probe");
             assert!(self.probe_at <= self.now, "{id:?} probes too soon");
-            (self.probe, self.silent_at) = (Some(id), self.now + self.config.breaker.cooldown);
+            // The time of a probe begins when it is due, although it may have to wait for its turn.
+            let due = if self.probe.is_some() { self.silent_at } else { self.probe_at };
+            (self.probe, self.silent_at) = (Some(id), due + self.config.breaker.cooldown);
         } else if self.closed_since == Some(Duration::ZERO) {
             // The breaker was never open: when it closes, it shortens pauses, and a probe has none.
             assert!(poll.not_before <= self.now, "{id:?} is started too soon");
