@@ -28,8 +28,8 @@ pub struct Remaining {
     pub(super) version: u64,
 }
 
-/// State of the quotas of a subject, as the counts of a request showed it. `None`: there is no quota, or only a look at it shows
-/// its state.
+/// Remaining requests of each quota of a subject, right after a request was counted. `None`: there is no such quota, or it
+/// must be looked up.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KnownRemaining {
     pub requests: Option<Remaining>,

@@ -11,7 +11,7 @@ pub(crate) const PSEUDONYM: &str = "clipgate";
 /// Adds this gateway to `Via`, with the version in which the message was received (RFC 9110 §7.6.3).
 pub(crate) fn append_via(headers: &mut HeaderMap, received: Version) {
     // The usual value is a constant: a new one would be checked byte by byte.
-    static HTTP_11: HeaderValue = HeaderValue::from_static("1.1 clipgate");
+    static HTTP_11: HeaderValue = HeaderValue::from_static(via_member(Version::HTTP_11));
     let value = match received {
         Version::HTTP_11 => HTTP_11.clone(),
         other => HeaderValue::from_static(via_member(other)),
@@ -21,7 +21,7 @@ pub(crate) fn append_via(headers: &mut HeaderMap, received: Version) {
 
 /// Returns the member of `Via` for a message that was received in this version.
 #[inline]
-pub(crate) fn via_member(received: Version) -> &'static str {
+pub(crate) const fn via_member(received: Version) -> &'static str {
     match received {
         Version::HTTP_10 => "1.0 clipgate",
         Version::HTTP_2 => "2.0 clipgate",

@@ -17,10 +17,8 @@ impl Coalescer {
     pub(super) fn settle_if_answered(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) -> bool {
         let Some(wait) = self.state.wait(id) else { return false };
         let answered = match self.answer(id, wait, landing, &mut None) {
-            Ok(result) => {
-                self.outputs.push_back(Output::Settle(id, result));
-                let wait = self.state.remove_wait(id);
-                self.let_linger(wait.into_iter().flat_map(|wait| wait.attached_polls), now);
+            Ok(WaitResult { direct, end, .. }) => {
+                self.settle(id, end, direct, now);
                 return true;
             }
             Err(answered) => answered,
