@@ -13,6 +13,15 @@ use crate::hub::job_changes::PendingChanges;
 use crate::hub::task::HubTask;
 use crate::upstream::poll::{KeyVerdict, key_verdict};
 
+impl PollSharing {
+    /// Records that states are removed, which answers to claims under way may still have.
+    fn record_removal(&mut self, removal: &Removal, now: Instant) {
+        if matches!(removal, Removal::All | Removal::Id(_)) {
+            self.removed_at = Some(now);
+        }
+    }
+}
+
 impl HubTask {
     /// Takes in an input of the link.
     pub(in crate::hub) fn handle_sibling(&mut self, input: SiblingInput, now: Instant) {
@@ -72,12 +81,9 @@ impl HubTask {
     }
 
     fn removed_by_sibling(&mut self, removal: &Removal, now: Instant) {
-        let Some(PollSharing { removals, removed_at, tasks, .. }) = self.sharing.as_deref_mut() else {
-            return;
-        };
-        if matches!(removal, Removal::All | Removal::Id(_)) {
-            *removed_at = Some(now);
-        }
+        let Some(sharing) = self.sharing.as_deref_mut() else { return };
+        sharing.record_removal(removal, now);
+        let PollSharing { removals, tasks, .. } = sharing;
         match removal {
             Removal::All => removals.remove(None, &self.cache, tasks),
             Removal::Id(job) => removals.remove(Some(job), &self.cache, tasks),
@@ -119,9 +125,7 @@ impl HubTask {
     /// Publishes that states are not used any more.
     pub(in crate::hub) fn publish_removal(&mut self, removal: Removal, now: Instant) {
         if let Some(sharing) = &mut self.sharing {
-            if matches!(removal, Removal::All | Removal::Id(_)) {
-                sharing.removed_at = Some(now);
-            }
+            sharing.record_removal(&removal, now);
             sharing.machine.handle(SiblingInput::Publish(EngineCall::Remove(removal)), now);
         }
     }
