@@ -266,15 +266,19 @@ def bare(mode):
     return command
 
 
-def clipgate(values, cluster=""):
+def clipgate(values, cluster="", binary=None):
     level = "info" if values["LOG"] else "warn"
     values = dict(values, ADMIN=values["HTTP1"] + 500, LEVEL=level, CLUSTER=cluster)
-    return [CLIPGATE, "serve", "--config", filled("clipgate.toml", values, values["RUN"])], None
+    return [binary or CLIPGATE, "serve", "--config", filled("clipgate.toml", values, values["RUN"])], None
 
 
 def clustered(values):
     secret = "0123456789abcdef" * 2
     return clipgate(values, f'[cluster]\nurl = "redis://127.0.0.1:{ENGINE}"\nsecret = "{secret}"')
+
+
+def plain(values):
+    return clipgate(values, binary=PLAIN)
 
 
 def nginx(values):
@@ -380,7 +384,10 @@ def trafficserver(values):
     return ["traffic_server", f"--run-root={root}/runroot.yaml"], {"TS_RUNROOT": f"{root}/runroot.yaml"}
 
 
-CLIPGATE = os.environ.get("CLIPGATE", ROOT / "target" / "release" / "clipgate")
+HOST = subprocess.run(["rustc", "--print", "host-tuple"], capture_output=True, text=True, check=True).stdout.strip()
+# Built by deploy/build, as it is distributed, and by cargo alone.
+CLIPGATE = os.environ.get("CLIPGATE", ROOT / "target" / HOST / "release" / "clipgate")
+PLAIN = ROOT / "target" / "release" / "clipgate"
 
 PEERS = {
     peer.name: peer
@@ -391,6 +398,7 @@ PEERS = {
         Peer("proxy", 8121, bare("proxy"), 8131, KIT_BUILD / "bare"),
         Peer("merge", 8109, bare("merge"), 8119, KIT_BUILD / "bare"),
         Peer("clipgate", 8108, clipgate, 8108, CLIPGATE, has_log=True),
+        Peer("plain", 8140, plain, 8140, PLAIN, has_log=True),
         Peer("clustered", 8104, clustered, 8104, CLIPGATE, has_log=True),
         Peer("nginx", 8101, nginx, 8111, "nginx", has_log=True),
         Peer("haproxy", 8103, haproxy, 8113, "haproxy", has_log=True),

@@ -34,14 +34,15 @@ def hits(options):
     """Measures cache hits over HTTP/1.1 and HTTP/2: all servers without an access log, and those that have one with it."""
     with Upstream(), Servers() as servers:
         servers.start(installed(("hyper", "logic", "logged"), options))
-        servers.start(installed(CACHES, options), log=False)
-        servers.start([name for name in installed(CACHES, options) if PEERS[name].has_log])
+        caches = installed(("plain", *CACHES), options)
+        servers.start(caches, log=False)
+        servers.start([name for name in caches if PEERS[name].has_log])
         yield from loaded("hits", servers, load.HIT, options, (1, 2))
 
 
 def passing(options):
     """Measures requests that pass through to the upstream."""
-    names = installed(("clipgate", "nginx", "haproxy"), options)
+    names = installed(("plain", "clipgate", "nginx", "haproxy"), options)
     with FixedUpstream() as upstream, Servers() as servers:
         servers.start(installed(["proxy"], options), log=False, upstream=FIXED_UPSTREAM)
         servers.start(names, log=False, upstream=FIXED_UPSTREAM)

@@ -9,6 +9,7 @@ from .peers import ROOT
 PAGE = ROOT / "docs" / "benchmarks.md"
 NAMES = dict(
     clipgate="clipgate",
+    plain="clipgate, built by cargo alone",
     hyper="bare hyper, fixed body",
     logic="bare hyper + parse, hash, quota, lookup",
     logged="bare hyper + lookup, header fields, log line",

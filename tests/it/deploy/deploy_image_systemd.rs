@@ -71,7 +71,7 @@ fn the_docker_context_contains_the_files_that_the_dockerfile_copies() {
         .filter_map(|line| line.strip_prefix("COPY "))
         .filter(|line| !line.starts_with("--"));
     let sources: Vec<&str> = copied.flat_map(|line| line.split(' ').rev().skip(1)).collect();
-    assert_eq!(sources.len(), 7, "{sources:?}");
+    assert_eq!(sources.len(), 8, "{sources:?}");
     for source in sources {
         assert!(seen.lines().any(|line| line == format!("!{source}")), "{source} is excluded from the build");
     }
