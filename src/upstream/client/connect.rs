@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http::Uri;
@@ -181,6 +181,20 @@ impl Stream {
         match self {
             Self::Plain(tcp) => tcp.poll_read_ready(cx),
             Self::Tls(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Returns whether the peer has closed the stream or has sent bytes. May take one of them.
+    pub(super) fn is_readable(&mut self) -> bool {
+        let mut byte = [0; 1];
+        match self {
+            Self::Plain(tcp) => {
+                !matches!(tcp.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+            }
+            Self::Tls(tls) => {
+                let mut cx = Context::from_waker(Waker::noop());
+                Pin::new(tls).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_ready()
+            }
         }
     }
 }

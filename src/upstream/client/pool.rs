@@ -215,7 +215,7 @@ impl Pool {
     async fn dial_once(&self) {
         let number = self.state.lock().next_number();
         let opened = self.open(number).await;
-        let (handover, dials) = {
+        let (handover, dials, is_reaper_due) = {
             let mut state = self.state.lock();
             state.dials -= 1;
             let handover = match opened {
@@ -231,11 +231,13 @@ impl Pool {
                 }
                 Err(error) => state.fail_waiting(number, &error),
             };
-            (handover, state.count_needed_dials())
+            (handover, state.count_needed_dials(), state.begin_reaping())
         };
         hand_over(handover);
         self.dial(dials);
-        self.reap_later();
+        if is_reaper_due {
+            self.spawn_reaper();
+        }
     }
 
     async fn open(&self, number: u64) -> Result<NewConnection, SendError> {
@@ -258,16 +260,18 @@ impl Pool {
     /// Takes back an HTTP/1.1 connection that is ready for the next request.
     pub(super) fn put_back(&self, http1: Box<Http1>) {
         let now = clock::now();
-        let handover = {
+        let (handover, is_reaper_due) = {
             let mut state = self.state.lock();
             if http1.is_retired(now) || (state.idle.len() >= MAX_IDLE && state.waiting.is_empty()) {
                 return;
             }
             state.idle.push_back(IdleHttp1 { http1, since: now });
-            self.hand_out(&mut state)
+            (self.hand_out(&mut state), state.begin_reaping())
         };
         hand_over(handover);
-        self.reap_later();
+        if is_reaper_due {
+            self.spawn_reaper();
+        }
     }
 
     /// Serves waiting requests after a slot on an HTTP/2 connection may have become free.
@@ -330,15 +334,8 @@ impl Pool {
         handover
     }
 
-    /// Closes idle HTTP/1.1 connections after their time.
-    fn reap_later(&self) {
-        {
-            let mut state = self.state.lock();
-            if state.is_reaping || state.idle.is_empty() {
-                return;
-            }
-            state.is_reaping = true;
-        }
+    /// Closes idle HTTP/1.1 connections after their time, until none is left.
+    fn spawn_reaper(&self) {
         let pool = self.myself.clone();
         self.tasks.spawn(async move {
             loop {
@@ -413,6 +410,13 @@ impl PoolState {
             }
         }
         None
+    }
+
+    /// Returns whether idle connections need a reaper, and counts on the caller to start it.
+    fn begin_reaping(&mut self) -> bool {
+        let is_due = !self.is_reaping && !self.idle.is_empty();
+        self.is_reaping |= is_due;
+        is_due
     }
 
     /// Returns how many waiting requests the current dials, and connections whose limit is unknown, will probably

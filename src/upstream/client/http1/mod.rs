@@ -27,14 +27,13 @@ mod upload;
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::BytesMut;
 use http::{HeaderValue, Response, StatusCode};
-use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
+use tokio::io::AsyncReadExt as _;
 use tokio_util::task::TaskTracker;
 
 pub(super) use self::body::Http1Body;
@@ -107,8 +106,7 @@ impl Http1 {
 
     /// Returns whether the peer has closed the connection, or has sent bytes that no request waits for.
     pub(super) fn is_broken(&mut self) -> bool {
-        let (mut cx, mut byte) = (Context::from_waker(Waker::noop()), [0; 1]);
-        Pin::new(&mut self.stream).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_ready()
+        self.stream.is_readable()
     }
 
     /// Reads more bytes. Returns their number; 0 at the end of the stream. Has no buffer while the peer is silent.

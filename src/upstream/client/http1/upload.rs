@@ -104,14 +104,18 @@ impl Http1Upload {
     }
 
     fn write(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut slices = [IoSlice::new(&[]); MAX_PIECES];
-        let head = Some(&*self.head).filter(|head| !head.is_empty());
-        let pieces = head.into_iter().chain(self.queue.iter().map(|piece| &**piece));
-        let count = pieces.zip(&mut slices).map(|(piece, slice)| *slice = IoSlice::new(piece)).count();
         let stream = Pin::new(stream);
-        let written = match (count, stream.is_write_vectored()) {
-            (2.., true) => ready!(stream.poll_write_vectored(cx, &slices[..count]))?,
-            _ => ready!(stream.poll_write(cx, &slices[0]))?,
+        let written = match self.queue.front() {
+            // Most requests have no body.
+            None => ready!(stream.poll_write(cx, &self.head))?,
+            Some(_) => {
+                let mut slices = [IoSlice::new(&[]); MAX_PIECES];
+                let head = Some(&*self.head).filter(|head| !head.is_empty());
+                let pieces = head.into_iter().chain(self.queue.iter().map(|piece| &**piece));
+                let count =
+                    pieces.zip(&mut slices).map(|(piece, slice)| *slice = IoSlice::new(piece)).count();
+                ready!(stream.poll_write_vectored(cx, &slices[..count]))?
+            }
         };
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
