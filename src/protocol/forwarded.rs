@@ -85,7 +85,7 @@ impl ForwardedChain {
     /// `is_tls` and `host` describe the request on the gateway's own connection.
     pub(crate) fn write(&self, fields: &mut AddedFields, is_tls: bool, host: Option<&str>) {
         let peer = Node::of(self.peer.ip());
-        fields.push_with("x-forwarded-proto", |value| {
+        fields.push_own("x-forwarded-proto", |value| {
             value.extend_from_slice(proto(self.is_https.unwrap_or(is_tls)).as_bytes());
         });
         fields.push_with("forwarded", |value| {
@@ -96,7 +96,7 @@ impl ForwardedChain {
             }
             peer.write_element(Some(is_tls), host, value);
         });
-        fields.push_with("x-forwarded-for", |value| {
+        fields.push_own("x-forwarded-for", |value| {
             for hop in &self.hops {
                 value.extend_from_slice(Node::of(hop.address).text.as_bytes());
                 value.extend_from_slice(b", ");

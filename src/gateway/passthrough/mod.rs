@@ -226,7 +226,7 @@ impl Passthrough {
             headers.remove(&X_REQUEST_ID);
         }
         added.push(&X_REQUEST_ID, ctx.id.value());
-        added.push_with("via", |value| value.extend_from_slice(via_member(head.version).as_bytes()));
+        added.push_own("via", |value| value.extend_from_slice(via_member(head.version).as_bytes()));
         span.add(headers, found.has_trace_context, &mut added);
         if let Some(protocols) = protocols {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));

@@ -20,7 +20,9 @@ pub struct TraceContext(pub(super) SpanContext);
 impl TraceContext {
     /// Creates the root of a new trace that is not recorded.
     pub fn unrecorded() -> Self {
-        let (trace, span) = (TraceId::from(fastrand::u128(1..)), SpanId::from(fastrand::u64(1..)));
+        // Not 0. The bounds of a range would cost three times as much.
+        let (trace, span) = (fastrand::u128(..).max(1), fastrand::u64(..).max(1));
+        let (trace, span) = (TraceId::from(trace), SpanId::from(span));
         Self(SpanContext::new(trace, span, TraceFlags::default(), false, TraceState::default()))
     }
 
@@ -55,7 +57,7 @@ impl TraceContext {
         for (digits, bytes) in parts {
             write_hex(bytes, &mut parent[digits]);
         }
-        fields.push_with("traceparent", |value| value.extend_from_slice(&parent));
+        fields.push_own("traceparent", |value| value.extend_from_slice(&parent));
         if *context.trace_state() != TraceState::NONE {
             let state = context.trace_state().header();
             if !state.is_empty() {
