@@ -142,8 +142,11 @@ impl Credential {
     /// Writes the fields into a client's request. A key of the gateway's own replaces all keys of the client, in every
     /// spelling that a server may take for their fields.
     pub(crate) fn replace_in(&self, headers: &mut HeaderMap) {
-        if let CredentialFields::Lent(lent) = &self.0 {
-            strip_spellings(headers, &lent.replaced);
+        match (&self.0, headers.get_mut(AUTHORIZATION)) {
+            // The usual case: the request has the field already.
+            (CredentialFields::Authorization(_), Some(own)) => return own.set_sensitive(true),
+            (CredentialFields::Lent(lent), _) => strip_spellings(headers, &lent.replaced),
+            _ => {}
         }
         self.apply(headers);
     }

@@ -42,6 +42,8 @@ pub struct Identity {
     /// Name of the member, in team mode.
     pub member: Option<Arc<str>>,
     pub origin: KeyOrigin,
+    /// The fields of the request that [`Authenticator::identify`] reads, if they are known from a recent request.
+    fields: Option<KeyFields>,
 }
 
 impl Identity {
@@ -250,12 +252,10 @@ impl Authenticator {
         }
     }
 
-    /// Returns the fields of a request that [`Self::identify`] reads, in memory of their own.
-    pub fn key_fields(&self, request: &HeaderMap) -> KeyFields {
-        let keyring = self.keyring.load();
-        let known = keyring.only_value(request);
-        let known = known.and_then(|value| keyring.recent.find(value, |_, fields| Arc::clone(fields)));
-        known.unwrap_or_else(|| keyring.copy_fields(request))
+    /// Returns the fields of a request with this identity that [`Self::identify`] reads, in memory of their own.
+    pub fn key_fields(&self, request: &HeaderMap, identity: Option<&Identity>) -> KeyFields {
+        let known = identity.and_then(|identity| identity.fields.clone());
+        known.unwrap_or_else(|| self.keyring.load().copy_fields(request))
     }
 
     /// Returns the error of a request whose access a reload has revoked.
@@ -283,7 +283,7 @@ impl Authenticator {
     pub fn identify(&self, request: &HeaderMap) -> Result<Option<Identity>, AuthError> {
         let keyring = self.keyring.load();
         let Some(value) = keyring.only_value(request) else { return self.derive(&keyring, request) };
-        if let Some(identity) = keyring.recent.find(value, |identity, _| identity.clone()) {
+        if let Some(identity) = keyring.recent.find(value) {
             return Ok(Some(identity));
         }
         let identity = self.derive(&keyring, request)?;
@@ -489,7 +489,7 @@ fn find_member(members: &[MemberToken], token: &[u8]) -> Option<Identity> {
 }
 
 fn derive_identity(hash_key: &HashKey, credential: Credential, origin: KeyOrigin) -> Identity {
-    Identity { domain: credential.domain(hash_key), credential, member: None, origin }
+    Identity { domain: credential.domain(hash_key), credential, member: None, origin, fields: None }
 }
 
 #[cfg(test)]
@@ -606,8 +606,11 @@ mod tests {
                         .map(|identity| identity.map(|own| (own.domain, sent(&own), own.member, own.origin)))
                 };
                 let derived = parts(authenticator.derive(&keyring, &request));
-                assert_eq!(parts(authenticator.identify(&request)), derived, "{chosen:?}");
-                assert_eq!(authenticator.key_fields(&request), keyring.copy_fields(&request), "{chosen:?}");
+                let identified = authenticator.identify(&request);
+                let identity = identified.as_ref().ok().and_then(Option::as_ref);
+                let fields = authenticator.key_fields(&request, identity);
+                assert_eq!(fields, keyring.copy_fields(&request), "{chosen:?}");
+                assert_eq!(parts(identified), derived, "{chosen:?}");
             }
         }
     }
@@ -650,7 +653,7 @@ mod tests {
             domain(&authenticator, "Bearer cg_b");
             authenticator.forget_unused();
             assert_eq!(kept(), 1);
-            authenticator.key_fields(&headers(&["Bearer cg_b"]));
+            domain(&authenticator, "Bearer cg_b");
             authenticator.forget_unused();
             assert_eq!(kept(), 1);
             authenticator.forget_unused();
@@ -662,8 +665,8 @@ mod tests {
     fn each_kept_value_is_short_and_in_memory_once() {
         let authenticator = Authenticator::new(&auth(config::AuthMode::Passthrough), None).unwrap();
         let request = headers(&["Bearer a"]);
-        let identity = authenticator.identify(&request).unwrap().unwrap();
-        let fields = authenticator.key_fields(&request);
+        let [_, identity] = [(); 2].map(|()| authenticator.identify(&request).unwrap().unwrap());
+        let fields = authenticator.key_fields(&request, Some(&identity));
         let value = identity.credential.client_authorization().unwrap();
         assert_eq!(value.as_bytes().as_ptr(), fields[0].1.as_bytes().as_ptr());
         for (length, kept) in [(512, 2), (513, 2)] {
@@ -814,7 +817,7 @@ mod tests {
             assert_eq!(identify(&twice).unwrap_err(), AuthError::MultipleAuthorization, "{twice:?}");
         }
         assert_eq!(authenticator.vary(), "x-key, authorization, accept");
-        let fields = authenticator.key_fields(&map(&[key, other, ("x", "y")]));
+        let fields = authenticator.key_fields(&map(&[key, other, ("x", "y")]), None);
         assert_eq!(HeaderMap::from_iter(fields.iter().cloned()), map(&[key, other]));
     }
 

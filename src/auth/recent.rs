@@ -36,28 +36,24 @@ type IdentitySlots = Vec<Option<RecentIdentity>>;
 struct RecentIdentity {
     /// Compared before the value, so that the time of the comparison reveals nothing about it.
     hash: u64,
+    /// In the memory of the identity.
+    value: HeaderValue,
     identity: Identity,
-    /// The value, in memory that the identity of a client's own key shares.
-    fields: KeyFields,
     /// Whether no request has used it since the last `forget_unused`.
     is_unused: bool,
 }
 
 impl RecentIdentities {
-    /// Returns a part of the identity that this thread keeps for this value.
-    pub(super) fn find<T>(
-        &self,
-        value: &HeaderValue,
-        part: impl FnOnce(&Identity, &KeyFields) -> T,
-    ) -> Option<T> {
+    /// Returns the identity that this thread keeps for this value.
+    pub(super) fn find(&self, value: &HeaderValue) -> Option<Identity> {
         let mut slots = self.threads.get()?.lock();
         let hash = self.hasher.hash_one(value.as_bytes());
         let found = slots[slot(hash)].as_mut()?;
-        if found.hash != hash || found.fields[0].1 != *value {
+        if found.hash != hash || found.value != *value {
             return None;
         }
         found.is_unused = false;
-        Some(part(&found.identity, &found.fields))
+        Some(found.identity.clone())
     }
 
     /// Keeps the identity of this value.
@@ -67,13 +63,15 @@ impl RecentIdentities {
         }
         let hash = self.hasher.hash_one(value.as_bytes());
         let of_client = identity.credential.client_authorization().cloned();
-        let value = of_client.unwrap_or_else(|| copy_value(value));
-        let (identity, fields) = (identity.clone(), Arc::from([(AUTHORIZATION, value)]));
+        let mut value = of_client.unwrap_or_else(|| copy_value(value));
+        value.set_sensitive(true);
+        let fields: KeyFields = Arc::from([(AUTHORIZATION, value.clone())]);
+        let identity = Identity { fields: Some(fields), ..identity.clone() };
         let slots = self.threads.get_or(|| {
             let slots = std::iter::repeat_with(|| None).take(SLOTS);
             CachePadded::new(Mutex::new(slots.collect()))
         });
-        slots.lock()[slot(hash)] = Some(RecentIdentity { hash, identity, fields, is_unused: false });
+        slots.lock()[slot(hash)] = Some(RecentIdentity { hash, value, identity, is_unused: false });
     }
 
     /// Frees the identities that no request has used since the last call.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use tokio::sync::watch;
 
-use crate::auth::{Authenticator, KeyFields};
+use crate::auth::{Authenticator, Identity, KeyFields};
 use crate::clock;
 use crate::config::Config;
 
@@ -64,10 +64,11 @@ impl ClientAccess {
     pub(super) fn new(
         control: &Arc<AccessControl>,
         headers: &HeaderMap,
+        identity: Option<&Identity>,
         member: Option<Arc<str>>,
         arrived: Instant,
     ) -> Self {
-        let credentials = control.authenticator.key_fields(headers);
+        let credentials = control.authenticator.key_fields(headers, identity);
         Self { control: Arc::clone(control), credentials, arrived, member }
     }
 

@@ -1,6 +1,6 @@
 //! Classifies a request by its head: a wait, a request to pass through, or one that the gateway answers itself.
 
-use http::header::{RANGE, TRANSFER_ENCODING};
+use http::header::TRANSFER_ENCODING;
 use http::uri::Authority;
 use http::{HeaderMap, Method, Request, Version};
 use http_body::Body as HttpBody;
@@ -41,15 +41,12 @@ impl Gateway {
         &self,
         request: &Request<B>,
         endpoint: Option<(RouteIndex, Form)>,
+        has_range: bool,
     ) -> RequestTarget {
         let uri = request.uri();
         let is_absolute_form = request.version() < Version::HTTP_2 && uri.authority().is_some();
         let has_body = request.body().size_hint().lower() > 0;
-        if request.method() != Method::GET
-            || is_absolute_form
-            || has_body
-            || request.headers().contains_key(RANGE)
-        {
+        if request.method() != Method::GET || is_absolute_form || has_body || has_range {
             return RequestTarget::passed_through();
         }
         let Some(found) = endpoint.and_then(|(index, form)| {

@@ -35,10 +35,12 @@ impl Gateway {
         if request.headers().len() > self.0.max_headers {
             return Err(GatewayError::Http(HttpFault::TooManyFields));
         }
-        if is_loop(request.headers()) {
+        let (headers, found) = (request.headers(), state.found);
+        if found.has_via && is_loop(headers) {
             return Err(GatewayError::Loop);
         }
-        if !is_chunked_only(request.headers()) || !has_valid_host(request.version(), request.headers()) {
+        let is_chunked_only = !found.has_transfer_encoding || is_chunked_only(headers);
+        if !is_chunked_only || !has_valid_host(request.version(), headers) {
             return Err(GatewayError::Http(HttpFault::Malformed));
         }
         if !self.0.access.authenticator.accepts_anyone() {

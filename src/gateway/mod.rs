@@ -75,6 +75,7 @@ use crate::protocol::body::{Body, BoxError};
 use crate::protocol::cookies::strip_set_cookie;
 use crate::protocol::cors::{Cors, CorsDecision};
 use crate::protocol::forwarded::is_proxied;
+use crate::protocol::found_fields::FoundFields;
 use crate::protocol::header_links::HeaderLinks;
 use crate::protocol::request::RequestCtx;
 use crate::telemetry::metrics::{EndpointLabel, Metrics, RouteLabel};
@@ -115,6 +116,8 @@ struct RequestState {
     remaining: KnownRemaining,
     /// Whether the upstream account is the gateway's, not the client's own.
     is_lent: bool,
+    /// The kinds of fields of the client's head.
+    found: FoundFields,
     cors: Option<Box<CorsDecision>>,
     log: AccessLog,
     span: RequestSpan,
@@ -222,7 +225,7 @@ impl Gateway {
             state.log.disposition = Disposition::Preflight;
             return Ok(TargetAction::Now(Decision::Respond(response::max_forwards_response())));
         }
-        let target = self.classify(request, state.endpoint);
+        let target = self.classify(request, state.endpoint, state.found.has_range);
         if target.query != Query::Other && !request.body().is_end_stream() {
             return Ok(TargetAction::AfterBody(target));
         }
@@ -321,7 +324,8 @@ impl Gateway {
                 Either::Right(self.clone().hold(*held, plain, state))
             }
             Ok(Decision::Stream(stream)) => {
-                let open = OpenRequest::new(self.client_access(request.headers(), &state), None);
+                let access = self.client_access(request.headers(), Some(stream.identity()), &state);
+                let open = OpenRequest::new(access, None);
                 Either::Right(self.clone().stream(*stream, open, state))
             }
             Ok(Decision::Pass(identity, slot)) => {
@@ -409,6 +413,7 @@ impl Gateway {
             subject,
             remaining,
             is_lent,
+            found: FoundFields::of(request.headers()),
             cors,
             log,
             span,
@@ -419,10 +424,14 @@ impl Gateway {
     }
 
     /// Returns the client's access, which a reload may revoke.
-    fn client_access(&self, headers: &HeaderMap, state: &RequestState) -> ClientAccess {
+    fn client_access(
+        &self,
+        headers: &HeaderMap,
+        identity: Option<&Identity>,
+        state: &RequestState,
+    ) -> ClientAccess {
         let member = state.log.member.clone();
-        let arrived = state.log.ctx().arrived;
-        ClientAccess::new(&self.0.access, headers, member, arrived)
+        ClientAccess::new(&self.0.access, headers, identity, member, state.log.ctx().arrived)
     }
 }
 

@@ -15,6 +15,10 @@ pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iter
 
 /// Returns the value of a field with exactly one line.
 pub(crate) fn single_value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    // Nearly all heads have each field once.
+    if headers.len() == headers.keys_len() {
+        return headers.get(name);
+    }
     let mut values = headers.get_all(name).into_iter();
     values.next().filter(|_| values.next().is_none())
 }

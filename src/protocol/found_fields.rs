@@ -1,4 +1,5 @@
-//! The kinds of fields that a client's request has, of those that the gateway changes before it passes the request on.
+//! The kinds of fields that a client's request has, of those that the gateway checks, or changes before it passes the
+//! request on.
 
 use http::header::HeaderMap;
 
@@ -10,6 +11,9 @@ use super::spoofed_headers::is_stripped;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FoundFields {
     pub(crate) has_hop_by_hop: bool,
+    pub(crate) has_transfer_encoding: bool,
+    pub(crate) has_via: bool,
+    pub(crate) has_range: bool,
     pub(crate) has_content_length: bool,
     pub(crate) has_cookie: bool,
     pub(crate) has_request_id: bool,
@@ -29,7 +33,12 @@ impl FoundFields {
                 "cookie" => found.has_cookie = true,
                 "x-request-id" => found.has_request_id = true,
                 "traceparent" | "tracestate" => found.has_trace_context = true,
-                name if is_hop_by_hop(name) => found.has_hop_by_hop = true,
+                "via" => found.has_via = true,
+                "range" => found.has_range = true,
+                name if is_hop_by_hop(name) => {
+                    found.has_hop_by_hop = true;
+                    found.has_transfer_encoding |= name == "transfer-encoding";
+                }
                 name => found.has_spoofable |= is_stripped(name),
             }
         }
@@ -51,6 +60,9 @@ mod tests {
             ("accept", none),
             ("x-custom", none),
             ("te", FoundFields { has_hop_by_hop: true, ..none }),
+            ("transfer-encoding", FoundFields { has_hop_by_hop: true, has_transfer_encoding: true, ..none }),
+            ("via", FoundFields { has_via: true, ..none }),
+            ("range", FoundFields { has_range: true, ..none }),
             ("content-length", FoundFields { has_content_length: true, ..none }),
             ("cookie", FoundFields { has_cookie: true, ..none }),
             ("x-request-id", FoundFields { has_request_id: true, ..none }),
@@ -60,7 +72,7 @@ mod tests {
             ("x_request_id", FoundFields { has_spoofable: true, ..none }),
         ];
         for (name, found) in rows {
-            let fields = [("host", "a"), ("user-agent", "b"), (name, "c"), ("range", "d")];
+            let fields = [("host", "a"), ("user-agent", "b"), (name, "c"), ("accept", "d")];
             assert_eq!(FoundFields::of(&map(&fields)), found, "{name}");
         }
     }

@@ -13,12 +13,12 @@ use super::field_value::tokens;
 ///
 /// Strip before adding fields: a sender may list any name, also that of a field which the gateway adds.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let mut removed: Vec<HeaderName> =
-        headers.keys().filter(|name| is_hop_by_hop(name.as_str())).cloned().collect();
+    let is_removed = |name: &&HeaderName| is_hop_by_hop(name.as_str());
     // Most messages have none. A look-up of each name costs twenty times as much as this pass.
-    if removed.is_empty() {
+    if !headers.keys().any(|name| is_removed(&name)) {
         return;
     }
+    let mut removed: Vec<HeaderName> = headers.keys().filter(is_removed).cloned().collect();
     let accepts_trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
     removed.extend(tokens(headers, &header::CONNECTION).filter_map(|token| token.parse::<HeaderName>().ok()));
     for name in removed {

@@ -91,6 +91,10 @@ impl StreamRequest {
             links: state.span.links(),
         }
     }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
 }
 
 impl Gateway {

@@ -100,8 +100,9 @@ impl Gateway {
         B::Error: Into<BoxError>,
     {
         // Shared: the upload may outlast the response, and the tunnel both.
-        let open = OpenRequest::new(self.client_access(request.headers(), &state), Some(slot));
-        let request = request.map(|body| GuardedBody::new(body, Arc::clone(&open)));
+        let access = self.client_access(request.headers(), identity.as_ref(), &state);
+        let open = OpenRequest::new(access, Some(slot));
+        let guard = |body| GuardedBody::new(body, Arc::clone(&open));
         state.log.disposition = Disposition::Passthrough;
         // Only links need them.
         let headers = self.0.links.as_ref().map(|_| request.headers());
@@ -113,7 +114,8 @@ impl Gateway {
         let credential = identity.map(|identity| identity.credential);
         let account = UpstreamAccount { credential, is_lent: state.is_lent };
         // Before the future begins, so that the future does not reserve space for the client's request.
-        let prepared = self.0.passthrough.prepare(request, state.log.ctx(), account, &state.span);
+        let prepared =
+            self.0.passthrough.prepare(request, state.found, guard, state.log.ctx(), account, &state.span);
         Box::pin(async move {
             let sent = match prepared {
                 Ok(prepared) => self.0.passthrough.forward(prepared, async { open.revocation().await }).await,

@@ -177,17 +177,21 @@ impl Passthrough {
         Self { client, max_body, head_timeout, metrics }
     }
 
-    /// Builds the request to the upstream. `span` becomes its `traceparent`.
-    fn prepare<B>(
+    /// Builds the request to the upstream. `found` are its fields, `guard` wraps its body, and `span` becomes its
+    /// `traceparent`.
+    fn prepare<B, G>(
         &self,
         mut request: Request<B>,
+        found: FoundFields,
+        guard: impl FnOnce(B) -> G,
         ctx: &RequestCtx,
         account: UpstreamAccount,
         span: &RequestSpan,
     ) -> Result<PreparedRequest, PassthroughError>
     where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<BoxError>,
+        B: HttpBody<Data = Bytes>,
+        G: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        G::Error: Into<BoxError>,
     {
         if request.method() == Method::CONNECT {
             return Err(PassthroughError::Connect);
@@ -196,7 +200,6 @@ impl Passthrough {
         if request.body().size_hint().lower() > self.max_body {
             return Err(PassthroughError::TooLarge);
         }
-        let found = FoundFields::of(request.headers());
         let protocols = if found.has_hop_by_hop { requested_upgrade(&request) } else { None };
         let upgrade = protocols.is_some().then(|| hyper::upgrade::on(&mut request));
 
@@ -241,7 +244,7 @@ impl Passthrough {
             false => {
                 let progress = Arc::new(UploadProgress::new());
                 let (left, progress_of_body) = (self.max_body, Arc::clone(&progress));
-                let body = UploadBody { body, left, progress: progress_of_body, credential };
+                let body = UploadBody { body: guard(body), left, progress: progress_of_body, credential };
                 (Body::stream(body), Some(progress))
             }
         };

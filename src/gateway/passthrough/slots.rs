@@ -4,6 +4,7 @@
 //! map has at most one entry per slot, so `limits.max_passthrough` bounds it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use foldhash::quality::RandomState;
@@ -55,16 +56,17 @@ impl PassthroughSlots {
 
     pub(crate) fn take(&self, subject: Subject) -> Result<PassthroughSlot, SlotError> {
         let SharedSlots { max, max_per_key, taken } = &*self.0;
-        let mut taken = taken.lock();
-        let own = taken.by_subject.get(&subject).copied().unwrap_or_default();
+        let SlotCounts { total, by_subject } = &mut *taken.lock();
+        let entry = by_subject.entry(subject);
+        let own = if let Entry::Occupied(own) = &entry { *own.get() } else { 0 };
         if own >= *max_per_key {
             return Err(SlotError::FullForKey);
         }
-        if taken.total >= *max {
+        if *total >= *max {
             return Err(SlotError::Full);
         }
-        taken.total += 1;
-        taken.by_subject.insert(subject, own + 1);
+        *total += 1;
+        entry.insert_entry(own + 1);
         Ok(PassthroughSlot { slots: self.clone(), subject })
     }
 
@@ -76,11 +78,13 @@ impl PassthroughSlots {
 
 impl Drop for PassthroughSlot {
     fn drop(&mut self) {
-        let mut taken = self.slots.0.taken.lock();
-        taken.total -= 1;
-        match taken.by_subject.get_mut(&self.subject) {
-            Some(own) if *own > 1 => *own -= 1,
-            _ => drop(taken.by_subject.remove(&self.subject)),
+        let SlotCounts { total, by_subject } = &mut *self.slots.0.taken.lock();
+        *total -= 1;
+        if let Entry::Occupied(mut own) = by_subject.entry(self.subject) {
+            *own.get_mut() -= 1;
+            if *own.get() == 0 {
+                own.remove();
+            }
         }
     }
 }

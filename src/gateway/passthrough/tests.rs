@@ -47,7 +47,8 @@ where
     B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    let prepared = passthrough.prepare(request, ctx, account, &RequestSpan::default())?;
+    let found = FoundFields::of(request.headers());
+    let prepared = passthrough.prepare(request, found, |body| body, ctx, account, &RequestSpan::default())?;
     passthrough.forward(prepared, pending()).await
 }
 
