@@ -17,10 +17,11 @@
 //! - `CONNECT` is rejected, extended `CONNECT` (RFC 8441) is not offered, `Upgrade: h2c` is ignored.
 //! - Trailers reach an HTTP/1 client only if it sends `TE: trailers` and the upstream announces them in `Trailer`.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
@@ -34,9 +35,9 @@ use tracing::debug;
 
 use self::download::DownloadBody;
 pub(super) use self::slots::{PassthroughSlot, PassthroughSlots, SlotError};
+use self::spare_timers::SpareTimers;
 use self::upload::{UploadBody, UploadFailure, UploadProgress};
 use crate::auth::Credential;
-use crate::clock;
 use crate::gateway::response::X_REQUEST_ID;
 use crate::protocol::added_fields::AddedFields;
 use crate::protocol::body::{Body, BoxError};
@@ -57,10 +58,10 @@ use crate::upstream::client::{
 mod download;
 mod handler;
 mod slots;
+mod spare_timers;
 mod upload;
 
-/// Time after which a request without a response ends if its client's access is revoked. Most are answered before, so
-/// that they need one timer only.
+/// Time after which a request without a response ends if its client's access is revoked. Most are answered before.
 const UNWATCHED: Duration = Duration::from_millis(500);
 
 #[derive(Clone)]
@@ -68,6 +69,8 @@ pub(super) struct Passthrough {
     client: Client,
     max_body: u64,
     head_timeout: Duration,
+    /// Timers of [`UNWATCHED`].
+    timers: Arc<SpareTimers>,
     metrics: Arc<Metrics>,
 }
 
@@ -174,7 +177,7 @@ impl Passthrough {
     /// `head_timeout` is the time from the last progress of the upload to the head of the response. It should be well
     /// over `upstream.poll_timeout`, as long-polls of unknown form are passed through too.
     pub(super) fn new(client: Client, max_body: u64, head_timeout: Duration, metrics: Arc<Metrics>) -> Self {
-        Self { client, max_body, head_timeout, metrics }
+        Self { client, max_body, head_timeout, timers: Arc::default(), metrics }
     }
 
     /// Builds the request to the upstream. `found` are its fields, `guard` wraps its body, and `span` becomes its
@@ -264,7 +267,7 @@ impl Passthrough {
         let PreparedRequest { outgoing, progress, upgrade, is_lent } = request;
         let mut call = self.metrics.upstream.call(CallKind::Passthrough, CallCause::Passthrough);
         let sending = pin!(self.client.send_upgradable(outgoing, upgrade.is_some()));
-        let sent = self.response_head(progress.as_deref(), sending, pin!(revoked)).await;
+        let sent = self.response_head(call.began(), progress.as_deref(), sending, revoked).await;
         if let Err(PassthroughError::Send(error)) = &sent {
             call.note_error(error);
         }
@@ -282,36 +285,52 @@ impl Passthrough {
     /// Waits for the head of the response until `head_timeout` after the last progress of the upload.
     async fn response_head(
         &self,
+        sent_at: Instant,
         progress: Option<&UploadProgress>,
         mut sending: Pin<&mut impl Future<Output = Result<Response<ResponseBody>, SendError>>>,
-        mut revoked: Pin<&mut impl Future<Output = ()>>,
+        revoked: impl Future<Output = ()>,
     ) -> Result<Response<ResponseBody>, PassthroughError> {
-        let sent_at = clock::now();
-        let last_progress = || progress.map_or(sent_at, UploadProgress::last_progress);
-        let watched_from = last_progress() + UNWATCHED;
-        let mut is_watched = false;
+        let mut timer = self.timers.at(sent_at + UNWATCHED.min(self.head_timeout));
+        let early = poll_fn(|cx| match sending.as_mut().poll(cx) {
+            Poll::Ready(sent) => Poll::Ready(Some(sent)),
+            Poll::Pending => timer.poll_fired(cx).map(|()| None),
+        });
+        let sent = match early.await {
+            Some(sent) => sent,
+            // Boxed: only these requests need the space.
+            None => Box::pin(self.late_response(sent_at, progress, sending, revoked)).await?,
+        };
+        sent.map_err(|error| match progress.and_then(UploadProgress::failure) {
+            None => PassthroughError::Send(error),
+            Some(UploadFailure::TooLarge) => PassthroughError::TooLarge,
+            Some(UploadFailure::Stalled) => PassthroughError::Stalled,
+            Some(UploadFailure::Incomplete) => PassthroughError::Upload(error.into()),
+        })
+    }
+
+    /// Waits on after [`UNWATCHED`].
+    async fn late_response<T>(
+        &self,
+        sent_at: Instant,
+        progress: Option<&UploadProgress>,
+        mut sending: Pin<&mut impl Future<Output = T>>,
+        revoked: impl Future<Output = ()>,
+    ) -> Result<T, PassthroughError> {
+        let mut revoked = pin!(revoked);
+        let head_deadline = || progress.map_or(sent_at, UploadProgress::last_progress) + self.head_timeout;
         loop {
-            let head_deadline = last_progress() + self.head_timeout;
-            let deadline = if is_watched { head_deadline } else { head_deadline.min(watched_from) };
+            let deadline = head_deadline();
             // Cancel safe: both futures are polled by reference, and after a revocation the response is not needed.
             let sent = tokio::select! {
                 biased;
                 sent = tokio::time::timeout_at(deadline.into(), &mut sending) => sent,
-                () = &mut revoked, if is_watched => return Err(PassthroughError::Revoked),
+                () = &mut revoked => return Err(PassthroughError::Revoked),
             };
-            let Ok(sent) = sent else {
-                is_watched |= deadline == watched_from;
-                if last_progress() + self.head_timeout > deadline {
-                    continue;
-                }
-                return Err(PassthroughError::Timeout);
-            };
-            return sent.map_err(|error| match progress.and_then(UploadProgress::failure) {
-                None => PassthroughError::Send(error),
-                Some(UploadFailure::TooLarge) => PassthroughError::TooLarge,
-                Some(UploadFailure::Stalled) => PassthroughError::Stalled,
-                Some(UploadFailure::Incomplete) => PassthroughError::Upload(error.into()),
-            });
+            match sent {
+                Ok(sent) => return Ok(sent),
+                Err(_) if head_deadline() > deadline => {}
+                Err(_) => return Err(PassthroughError::Timeout),
+            }
         }
     }
 }

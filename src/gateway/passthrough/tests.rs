@@ -503,7 +503,8 @@ async fn progress_of_the_upload_extends_the_head_timeout() {
         passthrough.client.send(Request::new(Body::empty())).await
     };
     let (sending, revoked) = (pin!(sending), pin!(pending()));
-    let (outcome, ()) = tokio::join!(passthrough.response_head(Some(&progress), sending, revoked), moving);
+    let (outcome, ()) =
+        tokio::join!(passthrough.response_head(clock::now(), Some(&progress), sending, revoked), moving);
     assert!(matches!(outcome, Err(PassthroughError::Send(_))), "the result is that of the client");
 }
 

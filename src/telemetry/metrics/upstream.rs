@@ -52,6 +52,7 @@ struct CallLabels {
 /// Series that exist from the start, so that Prometheus sees their first increase. Others come with their first request;
 /// all three labels are closed sets.
 const USUAL_CALLS: [(CallKind, CallCause); 10] = [
+    (CallKind::Passthrough, CallCause::Passthrough),
     (CallKind::Poll, CallCause::Wait),
     (CallKind::Poll, CallCause::Batch),
     (CallKind::Poll, CallCause::Reopen),
@@ -61,7 +62,6 @@ const USUAL_CALLS: [(CallKind, CallCause); 10] = [
     (CallKind::Snapshot, CallCause::Deadline),
     (CallKind::Snapshot, CallCause::NoCache),
     (CallKind::Snapshot, CallCause::Retry),
-    (CallKind::Passthrough, CallCause::Passthrough),
 ];
 
 #[derive(Clone, Debug, Default)]
@@ -217,6 +217,10 @@ pub(crate) struct CallTimer<'m> {
 }
 
 impl CallTimer<'_> {
+    pub(crate) fn began(&self) -> Instant {
+        self.began
+    }
+
     /// Records the request with its result.
     pub(crate) fn finish(mut self, code: Code) {
         self.code = code;
