@@ -148,13 +148,12 @@ impl Gateway {
     pub fn handle<B>(
         &self,
         request: Request<B>,
-        ctx: RequestCtx,
+        mut ctx: RequestCtx,
     ) -> impl Future<Output = PassthroughResponse> + Send + use<B>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let mut ctx = ctx;
         let found = self.0.routes.endpoint(request.uri().path());
         let endpoint = found.map(|(index, found)| (index, found.form));
         // Only a request of a route can be a hit.
