@@ -109,11 +109,22 @@ impl Gateway {
         {
             return Either::Right(self.pass_oversized(plain, &request, state));
         }
-        let response = result.map_err(GatewayError::from).and_then(|result| {
-            state.log.disposition = Disposition::Waited(result.how, result.end.reason());
-            self.wait_response(&request, result)
-        });
-        Either::Left(self.respond(state, response.map(PassthroughResponse::from)))
+        let result = match result {
+            Ok(result) => result,
+            Err(error) => return Either::Left(self.respond(state, Err(error.into()))),
+        };
+        state.log.disposition = Disposition::Waited(result.how, result.end.reason());
+        let now = clock::now();
+        let key = self.head_key(&request, &result, &state, now);
+        if let Some(response) = key.as_ref().and_then(|key| Self::response_with_kept_head(key, &state, now)) {
+            return Either::Left(self.complete(state, response.into(), false));
+        }
+        let response = self.wait_response(&request, result);
+        let passed = self.respond(state, response.map(PassthroughResponse::from));
+        if let Some(key) = key {
+            Self::keep_head(key, &passed.response, now);
+        }
+        Either::Left(passed)
     }
 
     pub(super) fn wait_response(
