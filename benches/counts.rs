@@ -35,6 +35,8 @@ mod counted {
     pub(crate) const HITS_OVER_HTTP2: u64 = 5_737_000;
     /// A hundred passed-through requests over kept connections.
     pub(crate) const PASSES: u64 = 5_050_000;
+    /// The answer to a poll of 400 identical waits over HTTP/1.1, their responses, and the ends of their connections.
+    pub(crate) const WAITS_OVER_HTTP1: u64 = 11_356_000;
     /// A hundred joins to 10 waits, and to 10,000.
     pub(crate) const JOINS: [u64; 2] = [634_000, 750_000];
     /// A hundred of 110 waits leave, and of 10,100.
@@ -121,6 +123,13 @@ fn a_hit_over_http2(mut fixture: GatewayFixture) -> GatewayFixture {
     fixture
 }
 
+#[library_benchmark(config = budget(counted::WAITS_OVER_HTTP1))]
+#[bench::all(GatewayFixture::with_waits())]
+fn a_landing_over_http1(mut fixture: GatewayFixture) -> GatewayFixture {
+    fixture.land_waits();
+    fixture
+}
+
 #[library_benchmark]
 #[bench::to_10(args = (Crowd::new(10, 1)), config = budget(counted::JOINS[0]))]
 #[bench::to_10_000(args = (Crowd::new(10_000, 1)), config = budget(counted::JOINS[1]))]
@@ -164,7 +173,8 @@ library_benchmark_group!(
         a_hit_over_http1,
         a_hit_over_http1_at_a_replica,
         a_hit_over_http2,
-        a_pass
+        a_pass,
+        a_landing_over_http1
     ]
 );
 library_benchmark_group!(name = coalescer, benchmarks = [a_join, a_leave, a_landing]);

@@ -41,6 +41,10 @@ pub struct GatewayFixture {
     body: Bytes,
     /// Buffer for a response.
     response: Vec<u8>,
+    /// Clients whose waits are parked.
+    parked: Vec<std::net::TcpStream>,
+    /// `None` with another upstream.
+    sim: Option<Sim>,
     _log: log::Handle,
     _registry: Registry,
     _engine: Option<std::net::TcpListener>,
@@ -64,16 +68,15 @@ impl GatewayFixture {
     }
 
     fn with_hits(cluster: Option<ClusterConfig>) -> Self {
-        let runtime = runtime();
+        let (runtime, sim) = (runtime(), Sim::new(SimOptions::default()));
         let address = runtime.block_on(async {
             let upstream = TcpListener::bind(("127.0.0.1", 0)).await.expect("a socket");
             let address = upstream.local_addr().expect("a bound socket has an address");
-            let sim = Sim::new(SimOptions::default());
             sim.set_status(JOB, "completed");
-            tokio::spawn(sim.serve(upstream, std::future::pending()));
+            tokio::spawn(sim.clone().serve(upstream, std::future::pending()));
             address
         });
-        let mut fixture = Self::start(runtime, address, cluster);
+        let mut fixture = Self { sim: Some(sim), ..Self::start(runtime, address, cluster) };
         fixture.body = fixture.hit();
         for _ in 0..WARM_UP {
             fixture.hit();
@@ -136,6 +139,8 @@ impl GatewayFixture {
             next_stream: 1,
             body,
             response,
+            parked: Vec::new(),
+            sim: None,
             _log: log,
             _registry: registry,
             _engine: None,
@@ -278,6 +283,83 @@ fn header_block() -> Vec<u8> {
     }
     block
 }
+
+impl GatewayFixture {
+    /// Like [`Self::new`], with identical waits that are parked, each on an HTTP/1.1 connection of its own. Before them the
+    /// answer to others has filled caches and tables.
+    pub fn with_waits() -> Self {
+        let mut fixture = Self::new();
+        fixture.park(WAITS, "warm-up");
+        fixture.land("warm-up");
+        fixture.park(WAITS, "counted");
+        fixture
+    }
+
+    fn park(&mut self, waits: usize, job: &str) {
+        let Self { runtime, client, gateway, sim, parked, .. } = self;
+        sim.as_ref().expect("an upstream that holds").set_status(job, "streaming");
+        let address = client.peer_addr().expect("the connection is open");
+        let request = format!(
+            "GET /v2/generate/audio/suno-ai/clip?clip_id={job}&status=completed HTTP/1.1\r\nhost: gateway\r\n\
+             authorization: {AUTHORIZATION}\r\nuser-agent: bench\r\naccept: application/json\r\n\r\n"
+        );
+        runtime.block_on(async {
+            for number in 1..=waits {
+                let mut stream = TcpStream::connect(address).await.expect("the server listens");
+                stream.write_all(request.as_bytes()).await.expect("the connection is open");
+                while gateway.waits() < number {
+                    tokio::task::yield_now().await;
+                }
+                let stream = stream.into_std().expect("the socket is registered");
+                stream.set_nonblocking(false).expect("a socket can block");
+                parked.push(stream);
+            }
+            // The hub parks the last wait, and the upstream holds its poll.
+            tokio::time::sleep(READ_TIMEOUT / 60).await;
+        });
+    }
+
+    /// Finishes the job of the parked waits. Returns once each client has its response and its connection is closed.
+    pub fn land_waits(&mut self) {
+        self.land("counted");
+    }
+
+    fn land(&mut self, job: &str) {
+        let Self { runtime, parked, sim, .. } = self;
+        let (parked, (sender, done)) = (std::mem::take(parked), tokio::sync::oneshot::channel());
+        // The count includes no instructions of another thread.
+        let clients = std::thread::spawn(move || {
+            read_responses(parked);
+            sender.send(()).expect("the runtime waits for the clients");
+        });
+        sim.as_ref().expect("an upstream that holds").set_status(job, "completed");
+        runtime.block_on(done).expect("all clients have a response");
+        clients.join().expect("the thread has sent its message");
+    }
+}
+
+/// Reads a response from each connection, then closes all of them, and waits until the server has closed them too.
+fn read_responses(mut clients: Vec<std::net::TcpStream>) {
+    let mut response = vec![0; 64 << 10];
+    for client in &mut clients {
+        client.set_read_timeout(Some(READ_TIMEOUT)).expect("not zero");
+        let mut read = 0;
+        // The body is JSON, and the only one that ends with a brace.
+        while !response[..read].ends_with(b"}") {
+            read += client.read(&mut response[read..]).expect("a response in time");
+        }
+        assert!(response.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&response[..read]));
+    }
+    for client in &mut clients {
+        client.shutdown(std::net::Shutdown::Write).expect("the connection is open");
+    }
+    for mut client in clients {
+        assert_eq!(client.read(&mut response).expect("the server closes in time"), 0);
+    }
+}
+
+/// Identical waits that are parked at once: with their clients fewer sockets than most systems allow a process.
+pub const WAITS: usize = 400;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 

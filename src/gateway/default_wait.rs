@@ -67,7 +67,7 @@ impl Gateway {
                 }
                 HeldAnswer::Waited(result) => {
                     state.log.disposition = Disposition::Waited(result.how, result.end.reason());
-                    self.wait_response(&request, result)
+                    self.wait_response(&request, result, clock::now())
                 }
             });
             self.respond(state, response.map(PassthroughResponse::from))

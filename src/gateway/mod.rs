@@ -28,6 +28,7 @@ mod fast_hits;
 mod first_frame;
 mod guarded_body;
 mod inspect;
+mod kept_head;
 mod lifecycle;
 mod oversized;
 mod passthrough;
@@ -333,14 +334,14 @@ impl Gateway {
         }
     }
 
-    /// Adds the headers that all responses have, and completes the access line and the span.
+    /// Adds the headers that all responses have, and completes the response.
     fn respond(
         &self,
         mut state: Box<RequestState>,
         result: Result<PassthroughResponse, GatewayError>,
     ) -> PassthroughResponse {
-        let RequestState { subject, remaining, is_lent, cors, log, span, is_root_page, candidate, .. } =
-            &mut *state;
+        let is_fresh = state.is_fresh(clock::now());
+        let RequestState { subject, remaining, is_lent, cors, log, is_root_page, .. } = &mut *state;
         let mut passed = result.unwrap_or_else(|error| {
             log.disposition = Disposition::Rejected(error.reason());
             if let Some(limit) = error.limit() {
@@ -356,7 +357,6 @@ impl Gateway {
             strip_set_cookie(headers);
         }
         let present = PresentFields::of(headers);
-        let is_fresh = clock::now().saturating_duration_since(log.ctx().arrived) < FRESH_FOR;
         let remaining = if is_fresh { *remaining } else { KnownRemaining::default() };
         if !present.has_quotas
             && let Some(quotas) = self.0.limits.quota_headers(*subject, remaining)
@@ -367,7 +367,18 @@ impl Gateway {
             cors.write(headers);
         }
         present.add_common(headers, &log.ctx().id);
-        log.record_response(&passed.response, present.has_id);
+        self.complete(state, passed, present.has_id)
+    }
+
+    /// Completes the access line and the span of a response. `has_id`: it may have another id than that of the gateway.
+    fn complete(
+        &self,
+        mut state: Box<RequestState>,
+        mut passed: PassthroughResponse,
+        has_id: bool,
+    ) -> PassthroughResponse {
+        let RequestState { subject, log, span, candidate, .. } = &mut *state;
+        log.record_response(&passed.response, has_id);
         span.answered(ResponseAttributes {
             status: passed.response.status().as_u16(),
             outcome: log.disposition.outcome().into(),
@@ -435,6 +446,11 @@ impl Gateway {
 }
 
 impl RequestState {
+    /// Returns whether `remaining` is recent.
+    fn is_fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.log.ctx().arrived) < FRESH_FOR
+    }
+
     /// Returns the origin under which the client reaches the gateway.
     fn client_origin(&self, host: Option<&Authority>, is_proxied: bool) -> Option<String> {
         let ctx = self.log.ctx();

@@ -109,24 +109,38 @@ impl Gateway {
         {
             return Either::Right(self.pass_oversized(plain, &request, state));
         }
-        let response = result.map_err(GatewayError::from).and_then(|result| {
-            state.log.disposition = Disposition::Waited(result.how, result.end.reason());
-            self.wait_response(&request, result)
-        });
-        Either::Left(self.respond(state, response.map(PassthroughResponse::from)))
+        let result = match result {
+            Ok(result) => result,
+            Err(error) => return Either::Left(self.respond(state, Err(error.into()))),
+        };
+        state.log.disposition = Disposition::Waited(result.how, result.end.reason());
+        let now = clock::now();
+        let key = self.head_key(&request, &result, &state, now);
+        if let Some((key, body)) = &key
+            && let Some(response) = Self::response_with_kept_head(key, body, &state, now)
+        {
+            return Either::Left(self.complete(state, response.into(), false));
+        }
+        let response = self.wait_response(&request, result, now);
+        let passed = self.respond(state, response.map(PassthroughResponse::from));
+        if let Some((key, _)) = key {
+            Self::keep_head(key, &passed.response, now);
+        }
+        Either::Left(passed)
     }
 
     pub(super) fn wait_response(
         &self,
         request: &JobRequest,
         WaitResult { how, direct, end }: WaitResult,
+        now: Instant,
     ) -> Result<Response<Body>, GatewayError> {
         match end {
             WaitOutcome::Reached(mut states) | WaitOutcome::TimedOut(mut states) => {
                 states.sort_by_key(|state| request.query.asked.iter().position(|id| *id == state.id));
                 // P8: a response from proof is never the client's own.
                 let origin = ResponseOrigin::Poll { cost: how, is_own: direct && how != Cost::Proven };
-                Ok(self.job_response(request, states, origin, clock::now()))
+                Ok(self.job_response(request, states, origin, now))
             }
             WaitOutcome::Unsplit(reply)
             | WaitOutcome::Refused(reply)

@@ -170,7 +170,7 @@ impl Candidate {
 
 /// The number of a gateway, which keeps the answers of several in one process apart.
 #[derive(Debug)]
-pub(super) struct GatewayNumber(u64);
+pub(super) struct GatewayNumber(pub(super) u64);
 
 impl GatewayNumber {
     pub(super) fn new() -> Self {

@@ -4,7 +4,6 @@
 //! too. Field names of JSON are those of docs/observability.md.
 
 use std::borrow::Cow;
-use std::io::Write as _;
 use std::net::IpAddr;
 
 use super::LINES;
@@ -247,21 +246,29 @@ fn end_of(path: &str) -> (&str, bool) {
     (end.find('/').filter(|_| is_cut).map_or(end, |slash| &end[slash..]), is_cut)
 }
 
-/// Writes three digits at most: `0.2ms`, `41ms`, `3.18s`, `120s`.
+/// Writes three digits at most, and cuts the others of the microseconds: `0.2ms`, `41ms`, `3.18s`, `120s`.
 fn put_duration(line: &mut Vec<u8>, seconds: f64) {
-    let micros = (seconds * 1e6) as u64;
-    let digit = |digit: u64| b'0' + digit as u8;
-    // Writing to memory cannot fail.
-    let _ = match micros {
-        ..10_000 => {
-            line.extend_from_slice(&[digit(micros / 1000), b'.', digit(micros / 100 % 10), b'm', b's']);
-            Ok(())
+    let micros = (seconds * 1e6).round() as u64;
+    let digit = |unit: u64| b'0' + (micros / unit % 10) as u8;
+    let whole = |line: &mut Vec<u8>, unit: u64| put_integer(line, micros / unit);
+    match micros {
+        ..10_000 => line.extend_from_slice(&[digit(1000), b'.', digit(100), b'm', b's']),
+        10_000..1_000_000 => {
+            whole(line, 1000);
+            put(line, "ms");
         }
-        10_000..1_000_000 => write!(line, "{}ms", micros / 1000),
-        1_000_000..10_000_000 => write!(line, "{seconds:.2}s"),
-        10_000_000..100_000_000 => write!(line, "{seconds:.1}s"),
-        _ => write!(line, "{seconds:.0}s"),
-    };
+        1_000_000..10_000_000 => {
+            line.extend_from_slice(&[digit(1_000_000), b'.', digit(100_000), digit(10_000), b's']);
+        }
+        10_000_000..100_000_000 => {
+            whole(line, 1_000_000);
+            line.extend_from_slice(&[b'.', digit(100_000), b's']);
+        }
+        _ => {
+            whole(line, 1_000_000);
+            line.push(b's');
+        }
+    }
 }
 
 #[cfg(test)]
@@ -275,6 +282,7 @@ mod tests {
             (0.004_2, "4.2ms"),
             (0.041_9, "41ms"),
             (3.184, "3.18s"),
+            (9.999, "9.99s"),
             (42.04, "42.0s"),
             (120.4, "120s"),
         ];

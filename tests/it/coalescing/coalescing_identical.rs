@@ -30,6 +30,48 @@ async fn three_hundred_identical_waits_cost_one_upstream_request_and_get_the_sam
     assert_eq!(gateway.upstream_requests(), [clip_target("a", "completed")]);
 }
 
+// P8, P9
+#[tokio::test]
+async fn waits_that_one_answer_settles_have_the_fields_of_their_own_requests() {
+    let gateway = TestGateway::with_hold(LONG).await;
+    gateway.sim.set_status("a", "submitted");
+    let target = clip_target("a", "completed");
+    let opener = gateway.spawn_get(&target, &[]);
+    gateway.wait_until(|seen| seen.open == 1).await;
+    let kinds: [&[(&str, &str)]; 4] =
+        [&[], &[("prefer", "wait=50")], &[("cache-control", "no-store")], &[("x-request-id", "mine")]];
+    // Each kind twice in turn, so that the second could get the head of the first.
+    let waits: Vec<_> =
+        kinds.iter().flat_map(|kind| [kind, kind]).map(|kind| gateway.spawn_get(&target, kind)).collect();
+    gateway.wait_until_parked(1 + waits.len()).await;
+    // Longer than the time for which a wait knows its quotas from its own count.
+    tokio::time::sleep(Duration::from_millis(120)).await;
+    gateway.sim.set_status("a", "completed");
+
+    assert!(opener.await.expect("the client does not panic").is_opener());
+    let answers = join_all(waits).await;
+    let fields =
+        ["preference-applied", "cache-control", "etag", "content-type", "via", "vary", "ratelimit-policy"];
+    let etag = answers[0].field("etag").to_owned();
+    assert_eq!(etag.len(), 34);
+    for (index, answer) in answers.iter().enumerate() {
+        assert!(answer.is_coalesced() && answer.body == gateway.sim.body("a", "completed"));
+        let twin = &answers[index ^ 1];
+        fields.iter().for_each(|name| assert_eq!(answer.field(name), twin.field(name), "{name}"));
+        assert!(answer.field("ratelimit").starts_with("\"requests\";r="), "{:?}", answer.headers);
+        let (applied, control, validator) = match index / 2 {
+            1 => ("wait=50", "private, max-age=", &*etag),
+            2 => ("", "no-store", ""),
+            _ => ("", "private, max-age=", &*etag),
+        };
+        assert_eq!((answer.field("preference-applied"), answer.field("etag")), (applied, validator));
+        assert!(answer.field("cache-control").starts_with(control), "{:?}", answer.headers);
+        assert_eq!(answer.headers.get_all("x-request-id").iter().count(), 1);
+        assert_eq!(answer.field("x-request-id") == "mine", index / 2 == 3);
+        assert!(index / 2 == 3 || answer.field("x-request-id") != twin.field("x-request-id"));
+    }
+}
+
 #[tokio::test]
 async fn waits_with_differently_spelled_queries_are_identical() {
     let gateway = TestGateway::with_hold(LONG).await;
