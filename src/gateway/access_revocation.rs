@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use tokio::sync::watch;
 
+use super::{Gateway, RequestState};
 use crate::auth::{Authenticator, Identity, KeyFields};
 use crate::clock;
 use crate::config::Config;
@@ -59,19 +60,26 @@ pub(super) struct ClientAccess {
     member: Option<Arc<str>>,
 }
 
-impl ClientAccess {
+impl Gateway {
     /// Keeps the credentials of a request that was accepted; in team mode as a request of this member.
-    pub(super) fn new(
-        control: &Arc<AccessControl>,
+    pub(super) fn client_access(
+        &self,
         headers: &HeaderMap,
         identity: Option<&Identity>,
-        member: Option<Arc<str>>,
-        arrived: Instant,
-    ) -> Self {
+        state: &RequestState,
+    ) -> ClientAccess {
+        let control = Arc::clone(&self.0.access);
         let credentials = control.authenticator.key_fields(headers, identity);
-        Self { control: Arc::clone(control), credentials, arrived, member }
+        ClientAccess {
+            control,
+            credentials,
+            arrived: state.log.ctx().arrived,
+            member: state.log.member.clone(),
+        }
     }
+}
 
+impl ClientAccess {
     /// Returns whether a reload has come since the request.
     pub(super) fn is_outdated(&self) -> bool {
         self.control.reloads.borrow().at >= self.arrived

@@ -50,7 +50,7 @@ use http::{HeaderMap, Request, Response};
 use http_body::Body as HttpBody;
 
 use self::access_log::{AccessLog, Disposition};
-use self::access_revocation::{AccessControl, ClientAccess};
+use self::access_revocation::AccessControl;
 use self::classify::{RequestTarget, TargetAction};
 use self::default_wait::HeldRequest;
 use self::error::GatewayError;
@@ -431,17 +431,6 @@ impl Gateway {
             is_root_page,
             candidate,
         })
-    }
-
-    /// Returns the client's access, which a reload may revoke.
-    fn client_access(
-        &self,
-        headers: &HeaderMap,
-        identity: Option<&Identity>,
-        state: &RequestState,
-    ) -> ClientAccess {
-        let member = state.log.member.clone();
-        ClientAccess::new(&self.0.access, headers, identity, member, state.log.ctx().arrived)
     }
 }
 
