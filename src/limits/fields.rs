@@ -28,8 +28,8 @@ pub struct Remaining {
     pub(super) version: u64,
 }
 
-/// Remaining requests of each quota of a subject, right after a request was counted. `None`: there is no such quota, or it
-/// must be looked up.
+/// Requests that the quotas of a subject still allowed, right after a request was counted. `None`: the subject has no
+/// such quota, or its state must be read from the quota.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KnownRemaining {
     pub requests: Option<Remaining>,

@@ -13,12 +13,12 @@ use super::field_value::tokens;
 ///
 /// Strip before adding fields: a sender may list any name, also that of a field which the gateway adds.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let is_removed = |name: &&HeaderName| is_hop_by_hop(name.as_str());
+    let mut removed: Vec<HeaderName> =
+        headers.keys().filter(|name| is_hop_by_hop(name.as_str())).cloned().collect();
     // Most messages have none. A look-up of each name costs twenty times as much as this pass.
-    if !headers.keys().any(|name| is_removed(&name)) {
+    if removed.is_empty() {
         return;
     }
-    let mut removed: Vec<HeaderName> = headers.keys().filter(is_removed).cloned().collect();
     let accepts_trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
     removed.extend(tokens(headers, &header::CONNECTION).filter_map(|token| token.parse::<HeaderName>().ok()));
     for name in removed {
@@ -29,34 +29,28 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Returns whether the name is in [`HOP_BY_HOP`]. A search in that list costs six times as much.
-pub(super) fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection"
-            | "keep-alive"
-            | "proxy-connection"
-            | "proxy-authenticate"
-            | "proxy-authorization"
-            | "te"
-            | "transfer-encoding"
-            | "upgrade"
-            | "http2-settings"
-    )
+/// Defines the list of the names, in lower case, and the check of a name. A search in the list costs six times as much.
+macro_rules! hop_by_hop {
+    ($($name:literal)*) => {
+        pub(super) const HOP_BY_HOP: [&str; [$($name),*].len()] = [$($name),*];
+
+        pub(super) fn is_hop_by_hop(name: &str) -> bool {
+            matches!(name, $($name)|*)
+        }
+    };
 }
 
-/// Names in lower case.
-pub(super) const HOP_BY_HOP: [&str; 9] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-    "http2-settings",
-];
+hop_by_hop! {
+    "connection"
+    "keep-alive"
+    "proxy-connection"
+    "proxy-authenticate"
+    "proxy-authorization"
+    "te"
+    "transfer-encoding"
+    "upgrade"
+    "http2-settings"
+}
 
 #[cfg(test)]
 mod tests {

@@ -28,22 +28,12 @@ pub(crate) fn requested_host_text<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> O
 /// Returns whether the value is a name or an IPv4 address, with or without a port of at most four digits. Nearly all
 /// values are, and are then valid. [`Authority`] decides about the others, at ten times the cost.
 fn is_plain_host(value: &[u8]) -> bool {
-    let name = value.iter().take_while(|byte| IN_NAME[usize::from(**byte)]).count();
+    let name =
+        value.iter().take_while(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-')).count();
     let (name, port) = value.split_at(name);
     let is_port = |digits: &[u8]| (1..=4).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
     !name.is_empty() && (port.is_empty() || port.strip_prefix(b":").is_some_and(is_port))
 }
-
-/// Whether a byte may be in a plain name.
-const IN_NAME: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < u8::MAX {
-        table[byte as usize] = byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
-        byte += 1;
-    }
-    table
-};
 
 /// Returns whether `Host` is one valid field, or missing where the version allows that. All other requests must be
 /// rejected (RFC 9112 §3.2). An empty field is valid and names no host.

@@ -59,7 +59,7 @@ impl LentTimer<'_> {
 
 impl Drop for LentTimer<'_> {
     fn drop(&mut self) {
-        // One that has fired would be set anew, and keeps its task in memory.
+        // A timer that has fired saves the next request nothing, and would keep the task of this one in memory.
         let Some(timer) = self.timer.take().filter(|timer| !timer.is_elapsed()) else { return };
         let mut spare = self.spare.0.lock();
         if spare.len() < MAX_SPARE {
