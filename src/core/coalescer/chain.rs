@@ -112,6 +112,8 @@ impl Coalescer {
         let (domain, opener, mut affected) = (poll.spec.domain, poll.opener, poll.waits.clone());
         let landing =
             states.first().map(|state| Landing { opener, head: state.head.clone(), read_at: state.seen_at });
+        // P1: an unknown status tells the waits of other chains nothing. A hint of the vendor is for all of them.
+        let is_for_all = poll.retry_after.is_some() || states.iter().all(|state| state.rung.is_some());
         for state in states {
             if state.rung.is_none() {
                 self.state.deliver_unknown_status(id, &state, now);
@@ -123,7 +125,9 @@ impl Coalescer {
             affected.extend(self.newly_answered(domain, &job));
         }
         self.settle_answered(&mut affected.into_iter().collect(), landing.as_ref(), now);
-        self.postpone(id, pace, now);
+        if is_for_all {
+            self.postpone(id, pace, now);
+        }
         self.throttle(id, landing.as_ref(), pace, now);
     }
 

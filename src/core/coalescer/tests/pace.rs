@@ -130,6 +130,21 @@ fn plain_requests_share_the_snapshot_under_way_and_bring_the_next_one_forward() 
     assert_eq!((s.opened, s.causes[3]), (4, Cause::Reopen));
 }
 
+/// P1: it tells the waits of the chain nothing.
+#[test]
+fn an_unknown_status_of_a_plain_request_does_not_put_off_the_next_snapshot_of_a_chain() {
+    let mut s = Scenario::paced(10.0, 10.0, 1.0);
+    s.join(1, "a", "completed").land("a now", "a=queued");
+    s.at(3.0).get(2, "a").land("a now", "a=paused").assert_answers(&["", "reached a=paused"]);
+    let next = s.machine.poll_timeout().unwrap();
+    assert!(next <= s.zero + secs(10.0), "{next:?}");
+    s.now = next;
+    s.machine.handle_timeout(s.now);
+    s.take_outputs();
+    s.land("a now", "a=complete");
+    assert_eq!(s.answer(1), "reached a=complete");
+}
+
 #[test]
 fn a_plain_request_answers_the_waits_of_the_chain() {
     let mut s = Scenario::paced(10.0, 10.0, 1.0);
