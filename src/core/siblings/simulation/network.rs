@@ -8,7 +8,9 @@ use super::plan::Fault;
 use super::replica::{RETRY, attempt_of};
 use super::{SweepEvent, World, domain};
 use crate::core::coalescer::Input;
-use crate::core::siblings::{CallId, EngineCall, ReplicaName, SharedOutcome, SiblingInput, SiblingMessage};
+use crate::core::siblings::{
+    CallId, EngineCall, EngineTime, ReplicaName, SharedOutcome, SiblingInput, SiblingMessage,
+};
 
 #[derive(Clone, Debug)]
 pub(super) enum ToEngine {
@@ -80,9 +82,13 @@ impl World {
             ToEngine::Call(call, command) => {
                 self.trace(|| format!("engine: {n} {call:?} {command:?}"));
                 let attempts = attempts_of(&command);
-                if let EngineCall::Refuse { domain, sent_at: None, .. } = &command {
-                    // Its time on the way is unknown before the first answer of a link: the rejection counts as of now.
-                    self.revoked_at.insert(domain.0[0], self.now);
+                if let EngineCall::Refuse { domain, age, sent_at, .. } = &command {
+                    // The engine does not know the time on the way before the first answer of a link, and too little of it
+                    // after its clock went back. The rejection counts as so much younger.
+                    let on_its_way = sent_at.map_or(Duration::ZERO, |EngineTime(at)| time.saturating_sub(at));
+                    let counts_from = self.now.saturating_sub(*age + on_its_way);
+                    let at = self.revoked_at.entry(domain.0[0]).or_default();
+                    *at = counts_from.max(*at);
                 }
                 let (answer, messages) = self.engine.execute(me, command, time);
                 for message in &messages {
