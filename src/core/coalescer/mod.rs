@@ -102,7 +102,8 @@ use crate::core::route::Goal;
 /// before the wait does. A wait for more jobs than a poll may ask for opens several at once.
 ///
 /// When a poll lands, each of its waits without an answer is planned again. So the polls that one wait opens are apart by
-/// the upstream's whole hold, like the calls of a client alone (P4). `plan` is the rule, and a table of cases.
+/// the upstream's whole hold, like the calls of a client alone (P4). A poll that failed under a wait with a poll of its own
+/// is repeated once for all such waits. `plan` is the rule, and a table of cases.
 ///
 /// Where the upstream never holds ([`Timing::pace`]), every poll is a snapshot with the goal [`Goal::Now`], and serves waits of
 /// all goals. The causes of a chain are [`Cause::Wait`], [`Cause::Batch`] and [`Cause::Reopen`]: no client made these requests.

@@ -201,6 +201,39 @@ impl Coalescer {
         waits.into_iter().map(|(_, _, id)| id).collect()
     }
 
+    /// Plans the waits again that do not get the failure of a poll.
+    ///
+    /// A wait with an open poll of its own opens no other. For the jobs that it then has no poll for, the failed poll is
+    /// repeated: the wait would hear of their refusal only after its own poll (P1).
+    pub(super) fn plan_after_failure(
+        &mut self,
+        failed: &PollSpec,
+        opener: Option<WaitId>,
+        waits: Vec<WaitId>,
+        now: Instant,
+    ) {
+        for id in self.in_planning_order(waits) {
+            self.attach_or_open(id, None, now);
+            if self.needs_again(id, failed) {
+                let poll = Poll { cause: Cause::Reopen, ..Poll::new(failed.clone(), opener, now) };
+                let poll = self.add_poll(poll);
+                self.state.attach(id, [poll]);
+                self.outputs.push_back(Output::Open(poll, failed.clone(), Cause::Reopen));
+            }
+        }
+    }
+
+    /// Returns whether a wait is held on, and no poll of it asks for one of the jobs of a poll that failed.
+    fn needs_again(&self, id: WaitId, failed: &PollSpec) -> bool {
+        let Some(wait) = self.state.wait(id) else { return false };
+        // P4: a wait whose poll was shed gets no failure of another client, and would ask without end.
+        let is_held = wait.phase == WaitPhase::Waiting && !wait.is_immediate(&self.timing) && !wait.was_shed;
+        let polls = || wait.attached_polls.iter().filter_map(|&poll| self.state.poll(poll));
+        let is_asked = |job: &JobId| polls().any(|poll| poll.spec.jobs.contains(job));
+        let is_needed = |job: &JobId| self.reached_state(wait, job).is_none() && !is_asked(job);
+        is_held && !wait.exact_set_only && failed.jobs.iter().any(is_needed)
+    }
+
     /// Applies the attach rule to a wait that has no answer yet. A wait past its deadline ends instead, and one that
     /// cannot succeed fails at once.
     pub(super) fn attach_or_open(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) {

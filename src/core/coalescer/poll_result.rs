@@ -270,7 +270,7 @@ impl Coalescer {
         if self.timing.pace.is_some() && poll.is_plain_request() {
             return self.plain_request_failed(id, failure, now);
         }
-        let attempted_at = poll.attempted_at;
+        let (spec, opener, attempted_at) = (poll.spec.clone(), poll.opener, poll.attempted_at);
         let mut others = Vec::new();
         for (wait_id, direct) in self.forget_poll(id) {
             let Some(wait) = self.state.wait(wait_id) else { continue };
@@ -281,7 +281,7 @@ impl Coalescer {
                 others.push(wait_id);
             }
         }
-        self.attach_or_open_all(others, None, now);
+        self.plan_after_failure(&spec, opener, others, now);
     }
 }
 

@@ -211,7 +211,7 @@ pub enum Cause {
     Wait,
     /// A wait for several jobs.
     Batch,
-    /// The upstream's hold ended a poll, and waits on it have time left.
+    /// The upstream's hold ended a poll, or it failed, and waits on it have time left.
     Reopen,
     /// A request that expects an answer at once.
     Snapshot,

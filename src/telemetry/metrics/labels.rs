@@ -81,7 +81,7 @@ pub enum CallCause {
     Wait,
     /// A wait for several jobs.
     Batch,
-    /// The upstream ended a poll at its hold, and waits have time left.
+    /// The upstream ended a poll at its hold, or it failed, and waits have time left.
     Reopen,
     /// A request that expects an answer at once.
     Snapshot,

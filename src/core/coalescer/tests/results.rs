@@ -67,3 +67,17 @@ fn a_failure_ends_only_the_waits_that_arrived_before_the_failed_attempt() {
     s.assert_answers(&["failed Unreachable", "failed Unreachable", ""]);
     assert_eq!(s.open(), ["a completed"]);
 }
+
+/// The client alone asks for all of its jobs at once, and hears of the refusal then (P1).
+#[test]
+fn a_wait_with_a_poll_of_its_own_asks_again_for_the_jobs_of_a_poll_that_failed() {
+    let mut s = Scenario::new();
+    s.join(1, "a", "completed").at(1.0);
+    s.join_for(2, "a b c", "completed", 60.0).join_for(3, "a b d", "completed", 60.0);
+    assert_eq!(s.open(), ["a completed", "b c completed", "b d completed"]);
+    s.at(4.0).land_as("a completed", PollOutcome::Failed(Failure::Unreachable));
+    s.assert_answers(&["failed Unreachable", "", ""]);
+    assert_eq!(s.open(), ["b c completed", "b d completed", "a completed"], "one poll more for both");
+    s.land_as("a completed", PollOutcome::Refused(reply(404)));
+    s.assert_answers(&["failed Unreachable", "refused 404", "refused 404"]);
+}

@@ -70,6 +70,20 @@ fn its_waits_ask_again_where_one_of_those_polls_fails_or_cannot_be_split() {
     }
 }
 
+/// P4: they ask again for each failed poll once, and while that poll is open for no other job.
+#[test]
+fn its_waits_ask_again_for_one_poll_at_a_time() {
+    let refused = || PollOutcome::Refused(reply(404));
+    let failed = || PollOutcome::Failed(Failure::UpstreamError(reply(500)));
+    for outcome in [refused, failed] {
+        let mut s = shed();
+        s.at(30.0).land_as("a completed", outcome()).at(31.0).land_as("b completed", outcome());
+        assert_eq!((s.answer(1), s.open(), s.opened), (String::new(), vec!["a completed"], 5));
+        s.at(40.0).land("a completed", "a=complete");
+        assert_eq!((s.open(), s.opened), (vec!["b completed"], 6));
+    }
+}
+
 #[test]
 fn its_waits_ask_again_where_the_upstream_pauses_one_of_those_polls() {
     let mut s = shed();
