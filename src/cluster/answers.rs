@@ -8,7 +8,9 @@ use redis::Value;
 use super::calls::{Dialect, OUTCOME_JOBS, OUTCOME_REFUSED, OUTCOME_UNSPLIT};
 use super::polls::{ClusterPoll, ClusterPolls};
 use super::wire::WireReader;
-use super::wire::message::{Envelope, WireKind, read_beat, read_epoch, read_lease, read_millis, read_token};
+use super::wire::message::{
+    Envelope, WireKind, read_beat, read_epoch, read_lease, read_millis, read_note, read_token,
+};
 use super::wire::state::{decode_response, decode_state};
 use crate::core::job::KeyDomain;
 use crate::core::siblings::{
@@ -171,8 +173,8 @@ impl Dialect {
             }
             WireKind::Detached => SiblingMessage::Detached(name, ReplicaName(text.u64()?)),
             WireKind::Note => {
-                let token = read_token(text)?;
-                SiblingMessage::Note(name, token, text.u8()? == 1)
+                let (token, held_for) = read_note(text)?;
+                SiblingMessage::Note(name, token, held_for)
             }
             WireKind::Beat | WireKind::Revoked | WireKind::Removed | WireKind::Paused | WireKind::Flushed => {
                 return None;

@@ -14,7 +14,8 @@ use super::polls::ClusterPoll;
 use super::scripts::EngineScript;
 use super::seal::{MessageCodes, StateSeal};
 use super::wire::message::{
-    TEXT_AT, WireKind, beat_text, epoch_record, guest_text, lease_record, lease_text, message, token_bytes,
+    TEXT_AT, WireKind, beat_text, epoch_record, guest_text, lease_record, lease_text, message, millis,
+    note_text, token_bytes,
 };
 use super::wire::put_field;
 use super::wire::state::{encode_response, encode_state};
@@ -102,9 +103,8 @@ impl Dialect {
                 let text = message(&self.codes, WireKind::Detached, &guest_text(*name, me));
                 vec![ScriptCall { script: EngineScript::Detach, keys, args: vec![member(me).into(), text] }]
             }
-            EngineCall::Note(name, token, is_held) => {
-                let mut text = lease_text(*name, *token);
-                text.push(u8::from(*is_held));
+            EngineCall::Note(name, token, held_for) => {
+                let text = note_text(*name, *token, *held_for);
                 vec![self.publish(ShardIndex::of_poll(*name), message(&self.codes, WireKind::Note, &text))]
             }
             EngineCall::Beat(former) => {
@@ -450,8 +450,4 @@ pub(super) fn number(number: impl ToString) -> Vec<u8> {
 /// Returns a time of the engine, or nothing if it is unknown.
 fn moment(time: Option<EngineTime>) -> Vec<u8> {
     time.map(|EngineTime(time)| number(millis(time))).unwrap_or_default()
-}
-
-pub(super) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).min(1 << 50)
 }

@@ -17,12 +17,13 @@ use redis::Value;
 use tokio::sync::{Notify, mpsc};
 
 use super::answers::{Heard, bulk};
-use super::calls::{ScriptCall, millis, number};
+use super::calls::{ScriptCall, number};
 use super::link::LinkCommand;
 use super::names::ShardIndex;
 use super::polls::ClusterPolls;
 use super::scripts::EngineScript;
 use super::wire::WireReader;
+use super::wire::message::millis;
 use super::wire::message::read_epoch;
 use super::{Cluster, ClusterShared};
 use crate::clock;

@@ -248,7 +248,7 @@ async fn a_user_with_the_documented_rights_alone_is_enough() {
     let adopted = a.call(EngineCall::Adopt { spec, token, age, attempt_age: age, is_first: false }).await;
     let EngineAnswer::Adopted { is_mine: true, guests, .. } = adopted else { panic!("{adopted:?}") };
     assert_eq!(guests, [b.name]);
-    assert!(matches!(a.call(EngineCall::Note(name, token, true)).await, EngineAnswer::Done(_)));
+    assert!(matches!(a.call(EngineCall::Note(name, token, Some(age))).await, EngineAnswer::Done(_)));
     assert!(matches!(b.call(EngineCall::Detach(name)).await, EngineAnswer::Done(_)));
     assert!(matches!(a.land(&of_a, 1).await, EngineAnswer::Done(_)));
     assert!(matches!(b.claim(&of_b, 2).await, EngineAnswer::Known(..)));
@@ -402,7 +402,7 @@ async fn a_landing_that_comes_late_is_older_by_its_delay() {
     let (of_a, of_b) = (a.poll(&["job-one"]), b.poll(&["job-one"]));
     let EngineAnswer::Granted(epoch) = a.claim(&of_a, 1).await else { panic!("not granted") };
     b.claim(&of_b, 1).await;
-    let EngineAnswer::Done(EngineTime(now)) = a.call(EngineCall::Note(of_a.name, a.token(1), true)).await
+    let EngineAnswer::Done(EngineTime(now)) = a.call(EngineCall::Note(of_a.name, a.token(1), None)).await
     else {
         panic!("no time")
     };

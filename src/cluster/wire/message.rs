@@ -12,7 +12,7 @@
 //! | failed, left, taken | poll, token | |
 //! | attached | poll, replica | lease |
 //! | detached | poll, replica | |
-//! | note | poll, token, held | |
+//! | note | poll, token, held, age of the attempt in ms | |
 //! | revoked | key domain, replica | dead epoch, time since the rejection in ms |
 //! | removed | instance of the replica; sealed: the removal | |
 //! | paused | key domain, pause in ms | |
@@ -144,6 +144,25 @@ pub(in crate::cluster) fn guest_text(PollName(poll): PollName, ReplicaName(repli
     [&poll.to_be_bytes()[..], &replica.to_be_bytes()].concat()
 }
 
+/// Returns the text of a note: whether the upstream holds the poll of this lease, and for how long it holds this attempt.
+pub(in crate::cluster) fn note_text(
+    poll: PollName,
+    token: LeaseToken,
+    held_for: Option<Duration>,
+) -> Vec<u8> {
+    let mut text = lease_text(poll, token);
+    text.push(held_for.is_some().into());
+    text.extend_from_slice(&millis(held_for.unwrap_or_default()).to_be_bytes());
+    text
+}
+
+pub(in crate::cluster) fn read_note(text: &mut WireReader) -> Option<(LeaseToken, Option<Duration>)> {
+    let (token, is_held) = (read_token(text)?, text.u8()? == 1);
+    // Absent in the first notes of this version: the lease's age is the best guess then.
+    let age = text.u64().map_or(Duration::MAX, Duration::from_millis);
+    Some((token, is_held.then_some(age)))
+}
+
 pub(in crate::cluster) fn beat_text(me: ReplicaName, former: Option<ReplicaName>, number: u64) -> Vec<u8> {
     let mut text = me.0.to_be_bytes().to_vec();
     text.push(former.is_some().into());
@@ -221,6 +240,11 @@ pub(in crate::cluster) fn read_epoch(
     WireReader::new(number).u64().filter(|_| is_valid).map(KeyEpoch)
 }
 
+/// Returns a time in milliseconds. A script counts no further.
+pub(in crate::cluster) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).min(1 << 50)
+}
+
 /// Reads a number of milliseconds that a script has written in decimal digits.
 pub(in crate::cluster) fn read_millis(bytes: &[u8]) -> Option<Duration> {
     let digits = std::str::from_utf8(bytes).ok()?.trim();
@@ -283,6 +307,16 @@ mod tests {
         for former in [None, Some(ReplicaName(3))] {
             let text = beat_text(ME, former, 4);
             assert_eq!(read_beat(&mut WireReader::new(text)), Some((ME, former, 4)));
+        }
+    }
+
+    #[test]
+    fn a_note_is_read_as_it_was_written_also_without_the_age() {
+        for held_for in [None, Some(Duration::from_millis(37_900))] {
+            let text = note_text(POLL, TOKEN, held_for).split_off(16);
+            let read = |text: &[u8]| read_note(&mut WireReader::new(text.to_vec()));
+            assert_eq!(read(&text), Some((TOKEN, held_for)));
+            assert_eq!(read(&text[..17]), Some((TOKEN, held_for.map(|_| Duration::MAX))));
         }
     }
 

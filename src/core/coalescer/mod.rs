@@ -177,7 +177,7 @@ use crate::core::route::Goal;
 /// | `Sending` | `Held` | `Held`: from now on its silence can prove a state |
 /// | any | `BackingOff` | `BackingOff` |
 /// | any | `Paused` | `Paused`, of the poll or of its key |
-/// | any | `Elsewhere` | `Sending` or `Held`; the poll counts from its opening by the other replica |
+/// | any | `Elsewhere` | `Sending` or `Held`; the poll and its attempt count from their start at the other replica |
 /// | any | `Lost` | `Queued`; with the next `AttemptStarted` the poll counts from then |
 /// | any | `Landed` | `Done` |
 ///

@@ -53,11 +53,13 @@ impl Coalescer {
                 let waits = self.suspend(id, failure, attempt, now);
                 self.attach_or_open_all(waits, None, now);
             }
-            PollProgress::Elsewhere { opened_at, is_held } => {
+            PollProgress::Elsewhere { opened_at, held_from } => {
                 poll.is_elsewhere = true;
-                (poll.opened_at, poll.attempted_at) = (opened_at, opened_at);
-                poll.attempt =
-                    if is_held { AttemptState::Held { since: now } } else { AttemptState::Sending };
+                (poll.opened_at, poll.attempted_at) = (opened_at, held_from.unwrap_or(opened_at));
+                poll.attempt = match held_from {
+                    Some(_) => AttemptState::Held { since: now },
+                    None => AttemptState::Sending,
+                };
                 self.end_vain_grace(id, now);
             }
             PollProgress::Lost => {

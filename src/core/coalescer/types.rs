@@ -76,13 +76,13 @@ pub enum PollProgress {
     BackingOff(Failure, Duration),
     /// The upstream asked for a pause of this length. Until then it would repeat its answer.
     Paused(Failure, Duration),
-    /// Another replica makes the poll. It opened it at that moment. `is_held`: the upstream holds it, so that its silence
-    /// proves states from now on.
+    /// Another replica makes the poll. It opened it at that moment.
     Elsewhere {
         /// Opening by the other replica, by the clock of this one.
         opened_at: Instant,
-        /// Whether the upstream holds the poll.
-        is_held: bool,
+        /// Start of the attempt that the upstream holds, by the clock of this replica. Its silence proves states from now
+        /// on. `None`: the upstream holds none.
+        held_from: Option<Instant>,
     },
     /// The other replica has stopped the poll, or is not heard. The poll proves nothing until a replica makes it again.
     Lost,

@@ -151,7 +151,7 @@ impl Siblings {
                 let until = own.guests_linger_until.unwrap_or(now);
                 own.ends_at = own.guests.is_empty().then(|| own.ends_at.unwrap_or(until));
             }
-            (own.is_held && !own.guests.is_empty()).then_some(token)
+            own.held_for(now).filter(|_| !own.guests.is_empty()).map(|held_for| (token, held_for))
         });
         if let Some(token) = lost.flatten() {
             // Its guests wait for another replica now, or in vain: by the clock of the engine it began before a rejection.
@@ -160,8 +160,8 @@ impl Siblings {
         if lease.is_none() {
             self.adopt_later(name, now);
         }
-        if let Some(token) = note.flatten() {
-            self.call(EngineCall::Note(name, token, true));
+        if let Some((token, held_for)) = note.flatten() {
+            self.call(EngineCall::Note(name, token, Some(held_for)));
         }
         self.leave_if_unfit(name, now);
         if self.draining.is_some() {

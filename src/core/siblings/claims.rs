@@ -45,7 +45,7 @@ impl Siblings {
 
     /// Asks whether the poll is still held. Claims it at `until` without an answer.
     pub(super) fn look(&mut self, name: PollName, until: Instant, now: Instant) {
-        self.show(name, false);
+        self.show(name, None);
         let call = self.link.is_up().then(|| self.ask(name, None, true)).flatten();
         self.polls.change(name, |poll| {
             (poll.claim, poll.phase) = (call, SharePhase::Looking { until: Some(until) });
@@ -294,7 +294,7 @@ impl Siblings {
             (poll.awaited, poll.opened_at, poll.is_shown_held) = (Some(token), opened_at, false);
             if is_hearing {
                 poll.abandon_at = None;
-                poll.phase = SharePhase::Away { holder: by, until, is_held: false };
+                poll.phase = SharePhase::Away { holder: by, until, held_from: None };
             } else if !matches!(poll.phase, SharePhase::Looking { until: Some(_) }) {
                 // P1: the landing might not be heard. This replica looks as soon as it hears itself.
                 poll.phase = SharePhase::Looking { until: Some(now + LOOKING) };
@@ -304,7 +304,7 @@ impl Siblings {
         self.arm_abandon(name, now);
         let Some(poll) = self.polls.get(name) else { return };
         if let Some(local) = poll.local.filter(|_| is_hearing) {
-            let progress = PollProgress::Elsewhere { opened_at: poll.opened_at, is_held: false };
+            let progress = PollProgress::Elsewhere { opened_at: poll.opened_at, held_from: None };
             self.outputs.push_back(SiblingOutput::Progress(local, progress));
         }
         match early.flatten() {
@@ -377,13 +377,14 @@ impl Siblings {
     }
 
     /// Shows the coalescer whether a sibling's poll is held and proves states.
-    pub(super) fn show(&mut self, name: PollName, is_held: bool) {
+    pub(super) fn show(&mut self, name: PollName, held_from: Option<Instant>) {
         let shown = self.polls.change(name, |poll| {
+            let is_held = held_from.is_some();
             let is_changed = std::mem::replace(&mut poll.is_shown_held, is_held) != is_held;
             poll.local.filter(|_| is_changed).map(|local| (local, poll.opened_at))
         });
         if let Some((local, opened_at)) = shown.flatten() {
-            let progress = PollProgress::Elsewhere { opened_at, is_held };
+            let progress = PollProgress::Elsewhere { opened_at, held_from };
             self.outputs.push_back(SiblingOutput::Progress(local, progress));
         }
     }
@@ -392,11 +393,8 @@ impl Siblings {
     pub(super) fn show_all_of(&mut self, holder: ReplicaName) {
         let is_heard = self.link.is_hearing && !self.members.is_doubted(holder);
         for name in self.polls.names(|poll| poll.holder() == Some(holder)) {
-            let is_held = self
-                .polls
-                .get(name)
-                .is_some_and(|poll| matches!(poll.phase, SharePhase::Away { is_held: true, .. }));
-            self.show(name, is_held && is_heard);
+            let held_from = self.polls.get(name).and_then(SharedPoll::held_from);
+            self.show(name, held_from.filter(|_| is_heard));
         }
     }
 
@@ -420,7 +418,7 @@ impl Siblings {
             }
             SharePhase::Delayed { suspicion, .. } => self.claim(name, suspicion, now),
             SharePhase::Looking { .. } | SharePhase::Away { .. } => {
-                self.show(name, false);
+                self.show(name, None);
                 self.claim(name, None, now);
             }
             SharePhase::Ours(ref own) if own.ends_at.is_some_and(|at| at <= now) => self.end_run(name, now),

@@ -38,7 +38,7 @@ impl Siblings {
             SiblingMessage::Taken(name, token) => self.taken(name, token, now),
             SiblingMessage::Attached(name, token, guest) => self.guest_attached(name, token, guest, now),
             SiblingMessage::Detached(name, guest) => self.guest_detached(name, guest, now),
-            SiblingMessage::Note(name, token, is_held) => self.noted(name, token, is_held),
+            SiblingMessage::Note(name, token, held_for) => self.noted(name, token, held_for, now),
             SiblingMessage::Revoked { domain, dead, age, .. } => self.revoked(domain, dead, age, now),
             SiblingMessage::Removed { .. } | SiblingMessage::Paused(..) => {}
             SiblingMessage::Flushed => self.engine_flushed(now),
@@ -140,17 +140,19 @@ impl Siblings {
         }
     }
 
-    fn noted(&mut self, name: PollName, token: LeaseToken, is_held: bool) {
-        let holder = self.polls.change(name, |poll| match &mut poll.phase {
-            SharePhase::Away { is_held: held, holder, .. } if poll.awaited == Some(token) => {
-                *held = is_held;
-                Some(*holder)
+    fn noted(&mut self, name: PollName, token: LeaseToken, held_for: Option<Duration>, now: Instant) {
+        let noted = self.polls.change(name, |poll| match &mut poll.phase {
+            SharePhase::Away { held_from, holder, .. } if poll.awaited == Some(token) => {
+                // An attempt is never older than its poll.
+                let began = |age| now.checked_sub(age).map_or(poll.opened_at, |at| at.max(poll.opened_at));
+                *held_from = held_for.map(began);
+                Some((*holder, *held_from))
             }
             _ => None,
         });
-        if let Some(holder) = holder.flatten() {
+        if let Some((holder, held_from)) = noted.flatten() {
             let is_heard = self.link.is_hearing && !self.members.is_doubted(holder);
-            self.show(name, is_held && is_heard);
+            self.show(name, held_from.filter(|_| is_heard));
         }
     }
 

@@ -384,7 +384,7 @@ impl Siblings {
         self.calls.clear();
         self.outbox.clear_retries();
         for name in self.polls.names(|poll| poll.own().is_none()) {
-            self.show(name, false);
+            self.show(name, None);
         }
         for name in self.polls.names(|poll| poll.claim.is_some()) {
             self.polls.change(name, |poll| poll.claim = None);
@@ -397,7 +397,7 @@ impl Siblings {
             self.beat(now); // it shows at once whether that helped
         }
         for name in self.polls.names(|poll| poll.holder().is_some()) {
-            self.show(name, false);
+            self.show(name, None);
         }
     }
 

@@ -20,7 +20,8 @@ impl Siblings {
             let opened_at = poll.opened_at;
             let own = poll.own_mut()?;
             (own.lingers_here, own.ends_at) = (true, None);
-            Some((own.run, own.is_suspended, PollProgress::Elsewhere { opened_at, is_held: own.is_held }))
+            let held_from = own.attempt_at.filter(|_| own.is_held);
+            Some((own.run, own.is_suspended, PollProgress::Elsewhere { opened_at, held_from }))
         });
         let Some((run, is_suspended, progress)) = joined.flatten() else { return };
         self.outputs.push_back(SiblingOutput::Progress(local, progress));
@@ -101,11 +102,11 @@ impl Siblings {
             let is_news = was_held != own.is_held && !own.guests.is_empty();
             // It may fail again in a moment: the landing of a sibling ends it until it has the lease.
             let is_back = own.is_held && !was_held && own.has_stepped_back;
-            Some((local, is_news.then_some((token, own.is_held)), is_back))
+            Some((local, is_news.then(|| (token, own.held_for(now))), is_back))
         });
         let Some((local, note, is_back)) = changed.flatten() else { return };
-        if let Some((token, is_held)) = note {
-            self.call(EngineCall::Note(name, token, is_held));
+        if let Some((token, held_for)) = note {
+            self.call(EngineCall::Note(name, token, held_for));
         }
         self.leave_if_unfit(name, now);
         if is_back && self.draining.is_none() {
@@ -196,11 +197,11 @@ impl Siblings {
                 own.left.remove(&guest);
                 own.came.insert(guest);
             }
-            Some(own.is_held)
+            Some(own.held_for(now))
         });
-        let Some(is_held) = attached.flatten() else { return };
-        if is_held {
-            self.call(EngineCall::Note(name, token, true));
+        let Some(held_for) = attached.flatten() else { return };
+        if held_for.is_some() {
+            self.call(EngineCall::Note(name, token, held_for));
         }
         if self.draining.is_some() {
             self.leave_to_guests(name, now);

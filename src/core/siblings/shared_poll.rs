@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::types::{
     CallId, KeyEpoch, LeaseToken, PollName, ReplicaName, ShareSpec, SharedOutcome, Suspicion,
@@ -61,7 +61,8 @@ pub(super) enum SharePhase {
     /// Looks whether the poll is still held, after a time without messages. Then claims. `None`: waits for the link.
     Looking { until: Option<Instant> },
     /// A sibling makes the poll, until the end of its lease.
-    Away { holder: ReplicaName, until: Instant, is_held: bool },
+    /// `held_from` is the start of the attempt that the upstream holds.
+    Away { holder: ReplicaName, until: Instant, held_from: Option<Instant> },
     /// This replica makes the poll.
     Ours(Box<OwnRun>),
 }
@@ -111,6 +112,12 @@ impl OwnRun {
     pub(super) fn is_unfit(&self) -> bool {
         self.is_suspended || self.is_revoked
     }
+
+    /// Returns the time since the attempt began that the upstream holds.
+    pub(super) fn held_for(&self, now: Instant) -> Option<Duration> {
+        let began = self.attempt_at.filter(|_| self.is_held)?;
+        Some(now.saturating_duration_since(began))
+    }
 }
 
 impl SharedPoll {
@@ -154,6 +161,11 @@ impl SharedPoll {
     /// Returns when the newest attempt began that is made here.
     pub(super) fn began_at(&self) -> Instant {
         self.own().and_then(|own| own.attempt_at).unwrap_or(self.opened_at)
+    }
+
+    /// Returns when the attempt of a sibling began that the upstream holds.
+    pub(super) fn held_from(&self) -> Option<Instant> {
+        if let SharePhase::Away { held_from, .. } = self.phase { held_from } else { None }
     }
 
     pub(super) fn holder(&self) -> Option<ReplicaName> {

@@ -245,8 +245,8 @@ pub enum EngineCall {
     Leave(PollName, LeaseToken),
     /// Removes this replica from the guests of a poll.
     Detach(PollName),
-    /// Publishes for the guests whether the upstream holds the poll.
-    Note(PollName, LeaseToken, bool),
+    /// Publishes for the guests whether the upstream holds the poll, and then the time since that attempt began.
+    Note(PollName, LeaseToken, Option<Duration>),
     /// Records and publishes that this replica lives. The first beat of a link has the former name. Answer: `Done`, or
     /// `Flushed` if the engine did not know the name.
     Beat(Option<ReplicaName>),
@@ -322,8 +322,8 @@ pub enum SiblingMessage {
     Attached(PollName, LeaseToken, ReplicaName),
     /// A replica has no waits on the poll any more.
     Detached(PollName, ReplicaName),
-    /// Whether the upstream holds the poll of this lease.
-    Note(PollName, LeaseToken, bool),
+    /// Whether the upstream holds the poll of this lease, and then the time since that attempt began.
+    Note(PollName, LeaseToken, Option<Duration>),
     /// The upstream rejected a key; its former epoch is dead.
     Revoked {
         /// The key.

@@ -8,7 +8,7 @@ fn elsewhere(timeout: f64, is_held: bool) -> Scenario {
     s.queues = true;
     s.at(10.0).join_for(1, "a", "completed", timeout);
     let opened_at = s.zero;
-    s.progress("a completed", PollProgress::Elsewhere { opened_at, is_held });
+    s.progress("a completed", PollProgress::Elsewhere { opened_at, held_from: is_held.then_some(opened_at) });
     s
 }
 
@@ -18,6 +18,16 @@ fn a_deadline_at_the_end_of_a_poll_elsewhere_needs_no_snapshot() {
     let mut s = elsewhere(110.0, true);
     s.at(120.1).land("a completed", "a=queued");
     assert_eq!((s.answer(1), s.opened), ("timed out a=queued".into(), 1));
+}
+
+/// P7: the hold begins again with each attempt.
+#[test]
+fn a_wait_past_its_deadline_takes_a_snapshot_if_the_other_replica_has_had_to_try_again() {
+    let mut s = elsewhere(110.0, true);
+    let (opened_at, held_from) = (s.zero, Some(s.zero + secs(69.0)));
+    s.at(70.0).progress("a completed", PollProgress::Elsewhere { opened_at, held_from: None });
+    s.progress("a completed", PollProgress::Elsewhere { opened_at, held_from }).at(120.1);
+    assert_eq!(s.open(), ["a submitted"]);
 }
 
 /// P2
@@ -54,13 +64,13 @@ fn a_poll_elsewhere_proves_states_while_it_is_held_and_not_lost() {
         s.queues = true;
         s.join(1, "a", "completed");
         let opened_at = s.zero;
-        s.progress("a completed", PollProgress::Elsewhere { opened_at, is_held: true });
+        s.progress("a completed", PollProgress::Elsewhere { opened_at, held_from: Some(opened_at) });
         s.at(10.0).join(2, "a", "").land("a now", "a=streaming").at(11.0);
         match progress {
             None => {}
             Some(true) => drop(s.progress("a completed", PollProgress::Lost)),
             Some(false) => {
-                s.progress("a completed", PollProgress::Elsewhere { opened_at, is_held: false });
+                s.progress("a completed", PollProgress::Elsewhere { opened_at, held_from: None });
             }
         }
         s.get(3, "a");

@@ -110,8 +110,8 @@ impl EngineModel {
                 }
                 (done, vec![SiblingMessage::Detached(name, me)])
             }
-            EngineCall::Note(name, token, is_held) => {
-                (done, vec![SiblingMessage::Note(name, token, is_held)])
+            EngineCall::Note(name, token, held_for) => {
+                (done, vec![SiblingMessage::Note(name, token, held_for)])
             }
             EngineCall::Beat(former) => {
                 if let Some(former) = former {

@@ -234,9 +234,9 @@ impl Gateway {
                 SiblingOutput::Progress(_, PollProgress::AttemptStarted) => continue,
                 SiblingOutput::Cancel(PollId(id)) => format!("cancel {id}"),
                 SiblingOutput::TryNow(PollId(id)) => format!("try {id}"),
-                SiblingOutput::Progress(PollId(id), PollProgress::Elsewhere { opened_at, is_held }) => {
+                SiblingOutput::Progress(PollId(id), PollProgress::Elsewhere { opened_at, held_from }) => {
                     let at = opened_at.saturating_duration_since(self.zero).as_millis();
-                    format!("elsewhere {id} since {at}{}", if is_held { " held" } else { "" })
+                    format!("elsewhere {id} since {at}{}", if held_from.is_some() { " held" } else { "" })
                 }
                 SiblingOutput::Progress(PollId(id), PollProgress::Lost) => format!("lost {id}"),
                 SiblingOutput::Progress(PollId(id), _) => format!("progress {id}"),
@@ -267,8 +267,8 @@ impl Gateway {
                         EngineCall::Fail(..) => "fail",
                         EngineCall::Leave(..) => "leave",
                         EngineCall::Detach(_) => "detach",
-                        EngineCall::Note(_, _, true) => "note held",
-                        EngineCall::Note(_, _, false) => "note not held",
+                        EngineCall::Note(_, _, Some(_)) => "note held",
+                        EngineCall::Note(_, _, None) => "note not held",
                         EngineCall::Refuse { .. } => "refuse",
                         EngineCall::Remove(_) => "remove",
                         EngineCall::Pause(..) => "pause",

@@ -156,11 +156,11 @@ fn the_grant_of_a_forgotten_poll_is_given_back() {
 fn the_poll_of_a_sibling_proves_states_while_it_is_held_and_its_holder_is_heard() {
     let mut gateway = Gateway::linked();
     gateway.open_held(1);
-    gateway.message(SiblingMessage::Note(name(1), token(1), true));
+    gateway.message(SiblingMessage::Note(name(1), token(1), Some(ms(0))));
     assert_eq!(gateway.take(), ["elsewhere 1 since 0 held"]);
-    gateway.message(SiblingMessage::Note(name(1), token(1), false));
+    gateway.message(SiblingMessage::Note(name(1), token(1), None));
     assert_eq!(gateway.take(), ["elsewhere 1 since 0"]);
-    gateway.message(SiblingMessage::Note(name(1), token(1), true));
+    gateway.message(SiblingMessage::Note(name(1), token(1), Some(ms(0))));
     gateway.take();
     gateway.pass_with(&[SIBLING], ms(1_000));
     assert_eq!(gateway.take(), Vec::<String>::new());
