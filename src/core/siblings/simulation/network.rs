@@ -155,6 +155,10 @@ impl World {
             self.at(until, SweepEvent::LinkUp(n));
             return None;
         }
+        if self.engine_stopped_until.max(self.engine_full_until) > self.now {
+            // A new link learns anew that the engine does not answer.
+            self.disturb(self.now, Duration::ZERO, Lateness::once(ENGINE));
+        }
         self.next_name += 1;
         let name = ReplicaName(self.next_name * 0x1234_5677);
         let replica = &mut self.replicas[n];
