@@ -229,7 +229,7 @@ impl Siblings {
     /// Handles the answer to a beat. Only it shows the engine's time: other calls may come from a node of a cluster with
     /// another clock.
     fn beat_answered(&mut self, time: EngineTime, now: Instant) {
-        let is_ahead = self.link.is_ahead(time, self.config.takeover / 2, now);
+        let has_jumped = self.link.has_jumped(time, self.config.takeover / 2, now);
         self.link.beat_answered(time, self.config.patience, now);
         let has_recovered = self.link.has_recovered();
         if has_recovered {
@@ -237,10 +237,11 @@ impl Siblings {
             self.send_failed_again(now); // before the adoptions: a late `Leave` would end the lease again
             self.replace_lost_removals(now);
         }
-        if is_ahead || has_recovered {
-            self.adopt_all(now); // P3: by its clock this replica was silent, and claims took its leases
+        if has_jumped || has_recovered {
+            // P3: by its clock this replica was silent, or was last heard in the future, and siblings took its leases.
+            self.adopt_all(now);
         }
-        if is_ahead {
+        if has_jumped {
             self.look_around(now); // the lease of a holder that takes it back has no guests
         }
     }

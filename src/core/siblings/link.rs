@@ -161,9 +161,12 @@ impl EngineLink {
         std::mem::take(&mut self.is_failing)
     }
 
-    /// Returns whether the clock of the engine went ahead by more than this time since its last answer to a beat.
-    pub(super) fn is_ahead(&self, time: EngineTime, limit: Duration, now: Instant) -> bool {
-        self.engine_now(now).is_some_and(|EngineTime(expected)| time.0 > expected + limit)
+    /// Returns whether the clock of the engine went ahead or back by more than this time since its last answer to a beat. An
+    /// answer that was long on its way is no jump: the engine has read its clock after the beat was sent.
+    pub(super) fn has_jumped(&self, EngineTime(time): EngineTime, limit: Duration, now: Instant) -> bool {
+        let sent_at = self.beat.map_or(now, |(_, sent_at)| sent_at);
+        let is_ahead = self.engine_now(now).is_some_and(|EngineTime(expected)| time > expected + limit);
+        is_ahead || self.engine_now(sent_at).is_some_and(|EngineTime(expected)| time + limit < expected)
     }
 
     /// Records that the engine did not know this replica when it beat. Returns whether it should have.
