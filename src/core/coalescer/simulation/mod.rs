@@ -56,7 +56,8 @@ fn no_client_is_worse_off_than_alone() {
 ///   than its client alone.
 /// * 20059: after that, such a wait was not answered by later states of its job.
 /// * 26092: a poll was opened for a wait whose join had failed it.
-const REGRESSION_SEEDS: [u64; 4] = [6199, 20059, 26092, 27998];
+/// * 620025, 1646809: the oracle did not know that an unknown status answers a wait for that job.
+const REGRESSION_SEEDS: [u64; 6] = [6199, 20059, 26092, 27998, 620_025, 1_646_809];
 
 fn run(seed: u64, trace: bool, has_proof: bool) {
     let _seed = SeedOnPanic(seed);
@@ -110,6 +111,8 @@ struct Sweep {
     opened: BTreeMap<(u8, Goal), u64>,
     /// States that the upstream sent: job, rung, and when the answer was read.
     sent: HashSet<(usize, usize, Duration)>,
+    /// Unknown statuses that it sent: job, and when the answer was read.
+    sent_unknown: Vec<(usize, Duration)>,
     /// Last refusal that named the job.
     refused_at: HashMap<usize, Duration>,
     /// Plain requests for one job, in order, that accept proof.
@@ -162,6 +165,7 @@ impl Sweep {
             replies: Vec::new(),
             opened: BTreeMap::new(),
             sent: HashSet::new(),
+            sent_unknown: Vec::new(),
             refused_at: HashMap::new(),
             asked: BTreeMap::new(),
             proven: HashMap::new(),

@@ -162,6 +162,12 @@ impl Sweep {
                     && other.attempted_at > poll.attempted_at
                     && other.held_since.is_some_and(|since| since + MIN_SILENCE <= self.now)
             };
+            // An unknown status answers the waits of its poll for that job.
+            let came_before = |at| poll.clients.iter().all(|client| self.clients[*client].arrives <= at);
+            let is_for_all = |at: Duration| at <= self.now && came_before(at);
+            if self.sent_unknown.iter().any(|&(sent, at)| sent == job && is_for_all(at)) {
+                continue;
+            }
             let was_seen = self.sent.iter().any(|&(sent, rung, _)| sent == job && rung >= goal);
             let is_outlasted = was_seen || self.open_polls.values().any(is_successor);
             let is_shed = goal > 0 && poll.spec.jobs.len() > 1 && is_outlasted;

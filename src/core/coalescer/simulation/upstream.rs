@@ -156,6 +156,7 @@ impl Sweep {
                 let job = jobs.iter().find(|&&n| self.jobs[n].id == state.id);
                 let rung = self.rung_number(state);
                 self.sent.extend(job.zip(rung).map(|(&job, rung)| (job, rung, read_at)));
+                self.sent_unknown.extend(job.filter(|_| rung.is_none()).map(|&job| (job, read_at)));
             }
         }
         let outcome = match outcome {
