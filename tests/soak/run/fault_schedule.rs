@@ -268,6 +268,16 @@ impl FaultSchedule {
         self.overlapping(from, to).all(|period| period.kind.is_outage_only())
     }
 
+    /// Returns whether the upstream may hold a poll of this period in silence although its jobs reach their goal.
+    pub(crate) fn is_silence_deceptive(&self, from: Instant, to: Instant) -> bool {
+        let is_silent = |spec: &FaultSpec| {
+            let concerns_polls = !matches!(spec.target, FaultTarget::Path(_));
+            let is_late = |fault: &Fault| matches!(fault, Fault::Status { after, .. } if !after.is_zero());
+            concerns_polls && (spec.fault == Fault::Hang || is_late(&spec.fault))
+        };
+        self.overlapping(from, to).any(|period| period.scenario.faults().iter().any(is_silent))
+    }
+
     /// Returns the scenarios that overlap this period, with their recovery.
     fn overlapping(&self, from: Instant, to: Instant) -> impl Iterator<Item = &Period> {
         let (from, to, now) = (self.since(from), self.since(to), self.since(clock::now()));

@@ -359,9 +359,19 @@ impl Oracle {
         states: &[usize],
     ) -> Result<(), Violation> {
         let max_transit = self.max_transit(response.sent, response.received);
-        // A state from proof is true when it is sent, however old its bytes are. A list may have cached states too.
-        let is_true_now = is_proven(response) && query.is_single;
-        let max_age = if is_true_now { Duration::ZERO } else { self.max_age(query.kind) };
+        // A state from proof is true when it is sent, however old its bytes are, unless the upstream leaves a poll unanswered
+        // for longer than a proof takes. A list may have cached states too.
+        let is_slow = self.calibration.between(response.sent, response.received) > self.times.hold / 240;
+        let is_deceptive = is_slow || self.schedule.is_silence_deceptive(response.sent, response.received);
+        let max_age = match is_deceptive {
+            true if is_proven(response) => {
+                let age = response.field("age").parse().map_or(Duration::ZERO, Duration::from_secs);
+                (age + Duration::from_secs(1)).max(self.max_age(query.kind))
+            }
+            true => self.times.hold * 2,
+            false if is_proven(response) && query.is_single => Duration::ZERO,
+            false => self.max_age(query.kind),
+        };
         let (oldest_at_request, oldest_at_response) =
             (response.sent - max_age - max_transit, response.received - max_age - max_transit);
         for (clip, &state) in query.clips.iter().zip(states) {
