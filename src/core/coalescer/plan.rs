@@ -228,10 +228,14 @@ impl Coalescer {
         let Some(wait) = self.state.wait(id) else { return false };
         // P4: a wait whose poll was shed gets no failure of another client, and would ask without end.
         let is_held = wait.phase == WaitPhase::Waiting && !wait.is_immediate(&self.timing) && !wait.was_shed;
+        is_held && !wait.exact_set_only && self.lacks_poll(wait, &failed.jobs)
+    }
+
+    /// Returns whether a wait still needs one of the jobs, and no poll of it asks for that job.
+    pub(super) fn lacks_poll(&self, wait: &Wait, jobs: &JobSet) -> bool {
         let polls = || wait.attached_polls.iter().filter_map(|&poll| self.state.poll(poll));
         let is_asked = |job: &JobId| polls().any(|poll| poll.spec.jobs.contains(job));
-        let is_needed = |job: &JobId| self.reached_state(wait, job).is_none() && !is_asked(job);
-        is_held && !wait.exact_set_only && failed.jobs.iter().any(is_needed)
+        jobs.iter().any(|job| self.reached_state(wait, job).is_none() && !is_asked(job))
     }
 
     /// Applies the attach rule to a wait that has no answer yet. A wait past its deadline ends instead, and one that

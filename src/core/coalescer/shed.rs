@@ -62,6 +62,10 @@ impl Coalescer {
         if !waits().all(|wait| wait.phase == WaitPhase::Waiting && !wait.exact_set_only && !wait.was_shed) {
             return false;
         }
+        // P1: a wait opens no poll for its other jobs as long as it has this one, and plans when this one lands.
+        if waits().any(|wait| self.lacks_poll(wait, &wait.spec.jobs)) {
+            return false;
+        }
         // P7: the end of the hold brings states. Waits that last as long need a proof in their place.
         let end_before = waits().all(|wait| wait.deadline() + self.timing.clock_skew() < ends);
         let is_provable = |job: &JobId| self.next_goal(batch.spec.domain, job) == Some(batch.spec.goal);

@@ -56,8 +56,9 @@ fn no_client_is_worse_off_than_alone() {
 ///   than its client alone.
 /// * 20059: after that, such a wait was not answered by later states of its job.
 /// * 26092: a poll was opened for a wait whose join had failed it.
+/// * 1707921: a wait lost its last poll when that was shed, and had none for its other jobs.
 /// * 620025, 1646809: the oracle did not know that an unknown status answers a wait for that job.
-const REGRESSION_SEEDS: [u64; 6] = [6199, 20059, 26092, 27998, 620_025, 1_646_809];
+const REGRESSION_SEEDS: [u64; 7] = [6199, 20059, 26092, 27998, 620_025, 1_646_809, 1_707_921];
 
 fn run(seed: u64, trace: bool, has_proof: bool) {
     let _seed = SeedOnPanic(seed);

@@ -70,6 +70,19 @@ fn its_waits_ask_again_where_one_of_those_polls_fails_or_cannot_be_split() {
     }
 }
 
+/// P1: without the poll, no event would lead to one for the other job.
+#[test]
+fn the_poll_stays_while_one_of_its_waits_has_no_poll_for_another_job() {
+    let mut s = Scenario::with(2, secs(2.0));
+    s.join_for(1, "a b c", "completed", 300.0).join(2, "a b", "").land("a b now", "a=streaming b=streaming");
+    s.at(10.0).join(3, "a", "completed").at(15.0).land("c completed", "c=queued");
+    assert_eq!(s.open(), ["a b completed", "a completed"]);
+    s.at(20.0).join(4, "b", "completed").at(20.5);
+    assert_eq!((s.open(), s.aborted), (vec!["a b completed", "a completed", "b completed"], 0));
+    s.land("a b completed", "a=complete b=complete");
+    assert_eq!(s.open(), ["a completed", "b completed", "c completed"]);
+}
+
 /// P4: they ask again for each failed poll once, and while that poll is open for no other job.
 #[test]
 fn its_waits_ask_again_for_one_poll_at_a_time() {
