@@ -392,9 +392,16 @@ impl Siblings {
 
     /// Updates the progress of all polls of a holder: proofs need a holder that is heard.
     pub(super) fn show_all_of(&mut self, holder: ReplicaName) {
-        let is_heard = self.link.is_hearing && !self.members.is_doubted(holder);
         for name in self.polls.names(|poll| poll.holder() == Some(holder)) {
-            let held_from = self.polls.get(name).and_then(SharedPoll::held_from);
+            self.show_hold(name);
+        }
+    }
+
+    /// Updates the progress of a poll that a sibling makes.
+    pub(super) fn show_hold(&mut self, name: PollName) {
+        if let Some(SharePhase::Away { holder, held_from, .. }) = self.polls.get(name).map(|poll| &poll.phase)
+        {
+            let is_heard = self.link.is_hearing && !self.members.is_doubted(*holder);
             self.show(name, held_from.filter(|_| is_heard));
         }
     }

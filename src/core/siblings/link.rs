@@ -161,8 +161,8 @@ impl EngineLink {
         std::mem::take(&mut self.is_failing)
     }
 
-    /// Returns whether the clock of the engine went ahead or back by more than this time since its last answer to a beat. An
-    /// answer that was long on its way is no jump: the engine has read its clock after the beat was sent.
+    /// Returns whether the clock of the engine went ahead or back by more than this time since its last answer to a beat. A
+    /// slow answer does not count: the engine read its clock after the beat was sent.
     pub(super) fn has_jumped(&self, EngineTime(time): EngineTime, limit: Duration, now: Instant) -> bool {
         let sent_at = self.beat.map_or(now, |(_, sent_at)| sent_at);
         let is_ahead = self.engine_now(now).is_some_and(|EngineTime(expected)| time > expected + limit);

@@ -142,17 +142,16 @@ impl Siblings {
 
     fn noted(&mut self, name: PollName, token: LeaseToken, held_for: Option<Duration>, now: Instant) {
         let noted = self.polls.change(name, |poll| match &mut poll.phase {
-            SharePhase::Away { held_from, holder, .. } if poll.awaited == Some(token) => {
+            SharePhase::Away { held_from, .. } if poll.awaited == Some(token) => {
                 // An attempt is never older than its poll.
                 let began = |age| now.checked_sub(age).map_or(poll.opened_at, |at| at.max(poll.opened_at));
                 *held_from = held_for.map(began);
-                Some((*holder, *held_from))
+                true
             }
-            _ => None,
+            _ => false,
         });
-        if let Some((holder, held_from)) = noted.flatten() {
-            let is_heard = self.link.is_hearing && !self.members.is_doubted(holder);
-            self.show(name, held_from.filter(|_| is_heard));
+        if noted == Some(true) {
+            self.show_hold(name);
         }
     }
 

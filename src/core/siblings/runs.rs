@@ -20,8 +20,8 @@ impl Siblings {
             let opened_at = poll.opened_at;
             let own = poll.own_mut()?;
             (own.lingers_here, own.ends_at) = (true, None);
-            let held_from = own.attempt_at.filter(|_| own.is_held);
-            Some((own.run, own.is_suspended, PollProgress::Elsewhere { opened_at, held_from }))
+            let progress = PollProgress::Elsewhere { opened_at, held_from: own.held_from() };
+            Some((own.run, own.is_suspended, progress))
         });
         let Some((run, is_suspended, progress)) = joined.flatten() else { return };
         self.outputs.push_back(SiblingOutput::Progress(local, progress));

@@ -60,8 +60,7 @@ pub(super) enum SharePhase {
     Delayed { until: Instant, suspicion: Option<Suspicion> },
     /// Looks whether the poll is still held, after a time without messages. Then claims. `None`: waits for the link.
     Looking { until: Option<Instant> },
-    /// A sibling makes the poll, until the end of its lease.
-    /// `held_from` is the start of the attempt that the upstream holds.
+    /// A sibling makes the poll, until the end of its lease. `held_from`: start of the attempt that the upstream holds.
     Away { holder: ReplicaName, until: Instant, held_from: Option<Instant> },
     /// This replica makes the poll.
     Ours(Box<OwnRun>),
@@ -113,10 +112,13 @@ impl OwnRun {
         self.is_suspended || self.is_revoked
     }
 
-    /// Returns the time since the attempt began that the upstream holds.
+    /// Returns when the attempt began that the upstream holds.
+    pub(super) fn held_from(&self) -> Option<Instant> {
+        self.attempt_at.filter(|_| self.is_held)
+    }
+
     pub(super) fn held_for(&self, now: Instant) -> Option<Duration> {
-        let began = self.attempt_at.filter(|_| self.is_held)?;
-        Some(now.saturating_duration_since(began))
+        self.held_from().map(|began| now.saturating_duration_since(began))
     }
 }
 
@@ -161,11 +163,6 @@ impl SharedPoll {
     /// Returns when the newest attempt began that is made here.
     pub(super) fn began_at(&self) -> Instant {
         self.own().and_then(|own| own.attempt_at).unwrap_or(self.opened_at)
-    }
-
-    /// Returns when the attempt of a sibling began that the upstream holds.
-    pub(super) fn held_from(&self) -> Option<Instant> {
-        if let SharePhase::Away { held_from, .. } = self.phase { held_from } else { None }
     }
 
     pub(super) fn holder(&self) -> Option<ReplicaName> {

@@ -156,7 +156,7 @@ impl World {
             return None;
         }
         if self.engine_stopped_until.max(self.engine_full_until) > self.now {
-            // A new link learns anew that the engine does not answer.
+            // On the new link the replica has to find out again that the engine does not answer.
             self.disturb(self.now, Duration::ZERO, Lateness::once(ENGINE));
         }
         self.next_name += 1;

@@ -328,16 +328,22 @@ fn an_adoption_finds_the_engine_without_memory() {
     assert_eq!(gateway.take(), Vec::<String>::new());
 }
 
+/// Returns a gateway with a lease, whose beat is on its way, and the engine's time.
+fn with_a_lease_and_a_beat_on_its_way() -> (Gateway, Duration) {
+    let mut gateway = Gateway::linked();
+    gateway.pass(ms(2_000));
+    gateway.open_granted(1);
+    gateway.is_engine_up = false;
+    gateway.pass(ms(500));
+    let time = gateway.now.saturating_duration_since(gateway.zero);
+    (gateway, time)
+}
+
 /// P3: beats count as older than they are, or as not made yet, so that siblings may have taken the leases.
 #[test]
 fn an_engine_whose_clock_went_ahead_or_back_is_asked_for_the_leases() {
     for (ahead, asked) in [(999, 0), (1_001, 1), (-999, 0), (-1_001, 1)] {
-        let mut gateway = Gateway::linked();
-        gateway.pass(ms(2_000));
-        gateway.open_granted(1);
-        gateway.is_engine_up = false;
-        gateway.pass(ms(500));
-        let time = gateway.now.saturating_duration_since(gateway.zero);
+        let (mut gateway, time) = with_a_lease_and_a_beat_on_its_way();
         let time = if ahead < 0 { time - ms(-ahead as u64) } else { time + ms(ahead as u64) };
         gateway.answer("beat", EngineAnswer::Done(EngineTime(time)));
         assert_eq!(gateway.take(), vec!["adopt"; asked], "{ahead}");
@@ -346,12 +352,7 @@ fn an_engine_whose_clock_went_ahead_or_back_is_asked_for_the_leases() {
 
 #[test]
 fn an_answer_that_was_long_on_its_way_does_not_count_as_a_clock_that_went_back() {
-    let mut gateway = Gateway::linked();
-    gateway.pass(ms(2_000));
-    gateway.open_granted(1);
-    gateway.is_engine_up = false;
-    gateway.pass(ms(500));
-    let time = gateway.now.saturating_duration_since(gateway.zero);
+    let (mut gateway, time) = with_a_lease_and_a_beat_on_its_way();
     let beat = gateway.calls["beat"].0;
     gateway.pass(ms(1_200));
     gateway.input(SiblingInput::Answer(beat, EngineAnswer::Done(EngineTime(time))));
