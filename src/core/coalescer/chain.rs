@@ -346,9 +346,9 @@ impl Coalescer {
     /// Opens a snapshot of a changed job for a wait that has an open poll of its own for other jobs only.
     fn ask_again(&mut self, id: WaitId, job: &JobId, origin: PlanOrigin, now: Instant) {
         let Some(wait) = self.state.wait(id) else { return };
-        let asks = |id: &PollId| self.state.poll(*id).is_some_and(|poll| poll.spec.jobs.contains(job));
-        if self.timing.pace.is_some() && !wait.attached_polls.iter().any(asks) {
-            self.open(id, JobSet::new([job.clone()]), origin, now);
+        let job = JobSet::new([job.clone()]);
+        if self.timing.pace.is_some() && self.lacks_poll(wait, &job) {
+            self.open(id, job, origin, now);
         }
     }
 }
