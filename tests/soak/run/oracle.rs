@@ -292,7 +292,7 @@ impl Oracle {
         };
         self.check_truth(query, response, &states)?;
         query.clips.iter().for_each(|clip| clip.mark_delivered(query.key.bit()));
-        let is_reached = states.iter().all(|&state| query.goal.is_none_or(|goal| state >= goal));
+        let is_reached = query.is_reached_by(&states);
         self.check_delay(query, response, is_calm)?;
         self.check_delay_after_outage(query, response, is_reached, counts)?;
         if !is_reached {
@@ -359,18 +359,20 @@ impl Oracle {
         states: &[usize],
     ) -> Result<(), Violation> {
         let max_transit = self.max_transit(response.sent, response.received);
-        // A state from proof is true when it is sent, however old its bytes are, unless the upstream leaves a poll unanswered
-        // for longer than a proof takes. A list may have cached states too.
+        // The upstream may leave a poll unanswered for longer than a proof takes.
         let is_slow = self.calibration.between(response.sent, response.received) > self.times.hold / 240;
         let is_deceptive = is_slow || self.schedule.is_silence_deceptive(response.sent, response.received);
-        let max_age = match is_deceptive {
-            true if is_proven(response) => {
-                let age = response.field("age").parse().map_or(Duration::ZERO, Duration::from_secs);
-                (age + Duration::from_secs(1)).max(self.max_age(query.kind))
-            }
-            true => self.times.hold * 2,
-            false if is_proven(response) && query.is_single => Duration::ZERO,
-            false => self.max_age(query.kind),
+        let max_age = if is_deceptive && is_proven(response) {
+            let age = response.field("age").parse().map_or(Duration::ZERO, Duration::from_secs);
+            (age + Duration::from_secs(1)).max(self.max_age(query.kind))
+        } else if is_deceptive && !query.is_reached_by(states) {
+            // At its deadline it got the state that such a poll seemed to prove.
+            self.times.hold * 2
+        } else if is_proven(response) && query.is_single {
+            // True when it is sent, however old its bytes are. A list may have cached states too.
+            Duration::ZERO
+        } else {
+            self.max_age(query.kind)
         };
         let (oldest_at_request, oldest_at_response) =
             (response.sent - max_age - max_transit, response.received - max_age - max_transit);

@@ -116,6 +116,13 @@ pub(crate) struct ClipQuery {
     pub(crate) prefer: Option<Duration>,
 }
 
+impl ClipQuery {
+    /// Returns whether all clips have reached the goal, by their states.
+    pub(crate) fn is_reached_by(&self, states: &[usize]) -> bool {
+        states.iter().all(|&state| self.goal.is_none_or(|goal| state >= goal))
+    }
+}
+
 /// One action of a client.
 pub(crate) enum Action {
     Clips(ClipQuery),
